@@ -1,0 +1,194 @@
+"""``hawker train``: PPO against learned shoppers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+
+from hawker.agents.checkpoint import load_checkpoint, save_checkpoint
+from hawker.agents.ppo import SeededRolloutBuffer, SlateActorCriticPolicy
+from hawker.envs.sb3 import StorefrontVecEnv
+from hawker.policies.baselines import RandomStrategy
+from hawker.policies.protocol import Strategy
+from hawker.policies.trained import TrainedStrategy
+from hawker.shop.artefacts import find_directory, write_directory, write_json
+from hawker.shop.config import save_config, to_dict
+from hawker.shop.devices import resolve_device
+from hawker.shop.errors import InputError
+from hawker.shop.figures import Figure, figure
+from hawker.shop.reward import RewardSpec
+from hawker.shop.run import Run
+from hawker.simulators.store import load_shoppers
+from hawker.simulators.world import World
+
+Progress = Callable[[int, int, float], None]
+"""Called after each rollout with pages so far, pages in all, and the mean reward of the rollout's pages."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a strategy is trained; the defaults suit shops of tens to hundreds of items.
+
+    Attributes:
+        steps: Pages to learn from, rounded up to whole rollouts.
+        shoppers: Shoppers simulated at once.
+        pages: Pages of each shopper in a rollout.
+        batch: Pages of a gradient step.
+        epochs: Passes over each rollout.
+        learning_rate: Adam's step size.
+        clip: PPO's clipping range of the probability ratio of a whole slate.
+        entropy: Weight of the slate's entropy (nats) beside rewards scaled so that the random strategy earns 1: where
+            shoppers hardly tell slates apart the strategy goes on exploring, and off-policy estimates stay possible.
+        discount: Discount from one page to the next.
+        hidden: Width of the actor and the critic.
+        checkpoint_every: Rollouts between two checkpoints.
+        reward: What the shop wants.
+        seed: Decides first weights, shoppers, slates and minibatches.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    steps: int = 400_000
+    shoppers: int = 1024
+    pages: int = 8
+    batch: int = 2048
+    epochs: int = 4
+    learning_rate: float = 3e-3
+    clip: float = 0.2
+    entropy: float = 0.05
+    discount: float = 0.99
+    hidden: int = 64
+    checkpoint_every: int = 10
+    reward: RewardSpec = field(default_factory=RewardSpec)
+    seed: int = 0
+    device: str = "auto"
+
+
+class _Watch(BaseCallback):
+    """Writes checkpoints between rollouts and reports after each."""
+
+    def __init__(self, save: Callable[[], None], config: TrainConfig, scale: float, progress: Progress) -> None:
+        super().__init__()
+        self._save, self._config, self._scale, self._progress = save, config, scale, progress
+        self._rollouts = 0
+
+    def _on_rollout_start(self) -> None:
+        if self._rollouts and self._rollouts % self._config.checkpoint_every == 0:
+            self._save()
+        self._rollouts += 1
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, PPO)
+        reward = float(self.model.rollout_buffer.rewards.mean()) / self._scale
+        self.logger.record("rollout/reward", reward)
+        self._progress(self.num_timesteps, self._config.steps, reward)
+
+
+def make_ppo(world: World, config: TrainConfig, scale: float) -> PPO:
+    """Return stable-baselines3's PPO over the slate actor and a batch of shoppers.
+
+    Args:
+        world: The shoppers.
+        config: How to train.
+        scale: Factor on rewards that brings them near 1, where the critic learns well.
+    """
+    env = StorefrontVecEnv(world, config.shoppers, config.reward, config.seed, scale)
+    shape = {"builder": world.builder, "size": world.size, "hidden": config.hidden}
+    return PPO(
+        SlateActorCriticPolicy,
+        env,
+        learning_rate=config.learning_rate,
+        n_steps=config.pages,
+        batch_size=config.batch,
+        n_epochs=config.epochs,
+        gamma=config.discount,
+        clip_range=config.clip,
+        ent_coef=config.entropy,
+        normalize_advantage=False,
+        policy_kwargs={**shape, "seed": config.seed, "device": world.device},
+        rollout_buffer_class=SeededRolloutBuffer,
+        rollout_buffer_kwargs={"seed": config.seed},
+        device=world.device,
+    )
+
+
+def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tuple[TrainedStrategy, dict[str, Any]]:
+    """Train a strategy against the shoppers of a run and write it to the run.
+
+    Args:
+        run: Holds the fitted shoppers; gets ``policy``, ``checkpoint`` and ``tensorboard``.
+        config: How to train.
+        resume: Go on from the run's checkpoint, if it has one.
+        progress: Called after each rollout.
+
+    Returns:
+        The strategy and the training report (``train.json``).
+
+    Raises:
+        InputError: No shoppers, a bad config, or a checkpoint made with something else.
+    """
+    for name in ("steps", "shoppers", "pages", "batch", "epochs", "hidden", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise InputError("bad config", where=f"train.{name}", got=getattr(config, name), expected="at least 1")
+    device = resolve_device(config.device)
+    shoppers = load_shoppers(run.shoppers, device)
+    world = shoppers.world("train")
+    started = time.perf_counter()
+    baseline = reward_figure(RandomStrategy(world.size), world, config.reward, config.seed)
+    scale = 1.0 / max(abs(baseline["value"] or 0.0), 1e-9)
+    model = make_ppo(world, config, scale)
+    same = {name: value for name, value in to_dict(config).items() if name != "steps"}  # steps may be added
+    made_by = {"config": same, "shoppers": shoppers.digest}
+    if resume and find_directory(run.checkpoint).exists():
+        load_checkpoint(run.checkpoint, model, made_by)
+    model.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
+    if model.num_timesteps < config.steps:
+
+        def save() -> None:
+            save_checkpoint(run.checkpoint, model, made_by)
+
+        watch = _Watch(save, config, scale, progress)
+        model.learn(config.steps - model.num_timesteps, callback=watch, reset_num_timesteps=False)
+        save()
+    assert isinstance(model.policy, SlateActorCriticPolicy)
+    trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)}
+    strategy = TrainedStrategy(model.policy.actor, shoppers.builder, trained_on)
+    report = {
+        "figures": {
+            "reward.random": baseline,
+            "reward.trained": reward_figure(strategy, world, config.reward, config.seed),
+        },
+        "judged_by": "the shoppers it was trained against: an upper bound, not a promise",
+        "seed": config.seed,
+        "steps": model.num_timesteps,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    with write_directory(run.policy) as scratch:
+        strategy.save(scratch)
+        save_config(config, scratch / "config.yaml")
+        write_json(scratch / "train.json", report)
+    return strategy, report
+
+
+EVALUATION_PAGES = 20_000
+"""Pages a reported mean reward is measured on."""
+
+
+def reward_figure(strategy: Strategy, world: World, reward: RewardSpec, seed: int) -> Figure:
+    """Return a strategy's mean reward per page in a world, with the 95% interval of drawing shoppers and slates."""
+    generator = torch.Generator(world.device).manual_seed(seed)
+    shoppers = world.arrive(EVALUATION_PAGES, generator)
+    decision = strategy.propose(shoppers.context, generator)
+    parts = reward.components(world.respond(shoppers, decision.slate, generator))
+    values = torch.stack(list(parts.values())).sum(0)
+    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+    return figure(mean, mean - half, mean + half, len(values), "reward per page")

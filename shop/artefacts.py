@@ -1,0 +1,146 @@
+"""Artefacts on disk: written whole or not at all, and verified when read.
+
+An artefact is a directory with a ``checksums.json`` that lists the SHA-256 of every other file in it. It is written
+beside its destination and moved there in one rename, so that a killed process leaves the previous artefact as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hawker.shop.errors import InputError
+
+CHECKSUMS = "checksums.json"
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def write_directory(destination: Path) -> Iterator[Path]:
+    """Yield an empty scratch directory that becomes ``destination`` when the block ends without an error.
+
+    A previous artefact at ``destination`` is replaced; a directory that is not an artefact is refused, so that a
+    mistyped ``--out`` never deletes somebody's files.
+
+    Raises:
+        InputError: ``destination`` exists, is not empty and holds no ``checksums.json``.
+    """
+    destination = Path(os.path.abspath(destination))
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / CHECKSUMS).exists():
+        raise InputError(
+            "the directory holds files that Hawker did not write", where=destination, remedy="name another directory"
+        )
+    if destination.exists() and not destination.is_dir():
+        raise InputError("a file stands where a directory is to be written", where=destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    except OSError as error:
+        raise InputError(f"cannot write here ({error.strerror})", where=destination.parent) from None
+    try:
+        yield scratch
+        files = {str(p.relative_to(scratch)): sha256(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
+        (scratch / CHECKSUMS).write_text(json.dumps(files, indent=1) + "\n")
+        scratch.chmod(0o755)
+        _replace(scratch, destination)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(scratch: Path, destination: Path) -> None:
+    previous = _previous(destination)
+    if destination.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        destination.rename(previous)
+    scratch.rename(destination)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.previous")
+
+
+def find_directory(path: Path) -> Path:
+    """Return ``path``, putting back the previous artefact if a process died between the two renames of a write."""
+    path = Path(path)
+    if not path.exists() and _previous(path).is_dir():
+        _previous(path).rename(path)
+    return path
+
+
+def verify_directory(path: Path, kind: str) -> Path:
+    """Check every file of an artefact against its checksum and return the directory.
+
+    Args:
+        path: The artefact's directory.
+        kind: What it should be, for the message ("shoppers", "bundle").
+
+    Raises:
+        InputError: The directory or a file is missing, or a file was changed.
+    """
+    path = find_directory(path)
+    if not path.is_dir():
+        raise InputError(f"no {kind} here", where=path, expected=f"a directory with {kind}")
+    try:
+        listed: dict[str, str] = json.loads((path / CHECKSUMS).read_text())
+        items = [(str(name), str(digest)) for name, digest in listed.items()]
+    except FileNotFoundError:
+        raise InputError(f"not a directory of {kind}", where=path, expected=f"a {CHECKSUMS} in it") from None
+    except (ValueError, AttributeError):
+        raise InputError("the list of checksums is damaged", where=path / CHECKSUMS, remedy="write it anew") from None
+    for name, digest in items:
+        if not (path / name).is_file():
+            raise InputError("a file is missing", where=path / name, remedy=f"write the {kind} anew")
+        if sha256(path / name) != digest:
+            raise InputError(
+                "the file was changed after it was written",
+                where=path / name,
+                got=sha256(path / name)[:12],
+                expected=f"SHA-256 {digest[:12]}...",
+                remedy=f"write the {kind} anew",
+            )
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON in one rename; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError("no such file", where=path) from None
+    except (ValueError, OSError) as error:
+        raise InputError("not a JSON file", where=path, got=str(error), expected="JSON") from None

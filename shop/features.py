@@ -1,0 +1,123 @@
+"""Tables of features as arrays: one schema, learned once from the logs, used by logs, worlds and serving alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from hawker.shop.errors import InputError
+
+MAX_CATEGORIES = 200
+"""Categories kept per column, the most frequent ones; a rarer or unseen one encodes as all zeros."""
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """How the columns of a table become a float vector of ``width`` entries.
+
+    Numeric columns come first and keep their own units (whoever computes with them subtracts ``centre`` and divides by
+    ``spread``); then every category gets one 0/1 entry. An unknown category is all zeros and a missing number is the
+    column's mean, so that a page can be served when a feature is late.
+
+    Attributes:
+        numeric: Names of the numeric columns.
+        mean: Mean of each numeric column.
+        scale: Standard deviation of each numeric column, 1 where it is constant.
+        categories: For each text column its categories, in the order of their entries.
+    """
+
+    numeric: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    categories: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, columns: list[str]) -> FeatureSchema:
+        """Learn the schema of ``columns`` from ``table``."""
+        numeric = [c for c in columns if is_numeric_dtype(table[c]) and not is_bool_dtype(table[c])]
+        values = table[numeric].to_numpy(np.float64)
+        known = np.isfinite(values)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, values, 0.0).sum(axis=0) / count
+        scale = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / count)
+        categories = {
+            c: tuple(sorted(table[c].dropna().astype(str).value_counts().index[:MAX_CATEGORIES]))
+            for c in columns
+            if c not in numeric
+        }
+        scale = np.where(scale > 1e-12 * (1.0 + np.abs(mean)), scale, 1.0)
+        return cls(tuple(numeric), tuple(mean.tolist()), tuple(scale.tolist()), categories)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, numeric ones first."""
+        return [*self.numeric, *self.categories]
+
+    @property
+    def width(self) -> int:
+        """Entries of an encoded row."""
+        return len(self.numeric) + sum(map(len, self.categories.values()))
+
+    @property
+    def centre(self) -> npt.NDArray[np.float32]:
+        """What to subtract from an encoded row to centre it: shape (width,)."""
+        return np.array([*self.mean, *[0.0] * (self.width - len(self.numeric))], np.float32)
+
+    @property
+    def spread(self) -> npt.NDArray[np.float32]:
+        """What to divide a centred row by to bring it to unit scale: shape (width,), positive."""
+        return np.array([*self.scale, *[1.0] * (self.width - len(self.numeric))], np.float32)
+
+    def encode(self, table: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Return the rows of ``table`` as an array of shape (n, width); columns it lacks count as missing."""
+        encoded = np.zeros((len(table), self.width), np.float32)
+        for i, (name, mean) in enumerate(zip(self.numeric, self.mean, strict=True)):
+            if name in table:
+                values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+                encoded[:, i] = np.where(np.isfinite(values), values, mean)
+            else:
+                encoded[:, i] = mean
+        start = len(self.numeric)
+        for name, known in self.categories.items():
+            if name in table:
+                text = table[name].astype("object").where(table[name].notna(), None)
+                code = pd.Index(known).get_indexer(
+                    pd.Index([None if v is None else str(v) for v in text], dtype=object)
+                )
+                rows = np.flatnonzero(code >= 0)
+                encoded[rows, start + code[rows]] = 1.0
+            start += len(known)
+        return encoded
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as JSON values."""
+        return {
+            "numeric": {
+                name: {"mean": mean, "scale": scale}
+                for name, mean, scale in zip(self.numeric, self.mean, self.scale, strict=True)
+            },
+            "categories": {name: list(known) for name, known in self.categories.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: object) -> FeatureSchema:
+        """Build a schema from what ``to_dict`` returned.
+
+        Raises:
+            InputError: ``values`` has another form.
+        """
+        try:
+            numeric = values["numeric"]
+            return cls(
+                tuple(numeric),
+                tuple(float(entry["mean"]) for entry in numeric.values()),
+                tuple(float(entry["scale"]) for entry in numeric.values()),
+                {name: tuple(known) for name, known in values["categories"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("not a feature schema", where=where, got=repr(error)) from None

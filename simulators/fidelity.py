@@ -1,0 +1,159 @@
+"""How far learned shoppers can be believed: their predictions on rows that no model has seen, against baselines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+import scipy.stats
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from hawker.shop.figures import Figure, figure
+from hawker.simulators.fitting import Rows, click_log_probability
+from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.split import PARTS
+from hawker.simulators.store import FittedShoppers
+
+FloatArray = npt.NDArray[np.float64]
+LEAST = 1e-6
+"""Probabilities are kept this far from 0 and 1 before a logarithm is taken."""
+
+
+def measure_fidelity(
+    shoppers: FittedShoppers, impressions: pd.DataFrame, parts: npt.NDArray[np.int8], unit: str
+) -> dict[str, Any]:
+    """Return the fidelity report of freshly fitted shoppers.
+
+    Every prediction is judged on the part of the log kept for estimates. The baselines learn from the same rows as the
+    ensemble that strategies train against: the constant is their click rate, the logistic regression (scikit-learn,
+    L2, C = 1) sees shopper features, item, item features, position and affinity, without interactions.
+
+    Args:
+        shoppers: The fitted shoppers.
+        impressions: The whole log in order of time.
+        parts: The part of each of its rows, shape (n,).
+        unit: What was split, "shopper" or "time".
+    """
+    device = shoppers.arrivals["train"].shopper.device
+    train = Rows.from_impressions(impressions[parts == 0], shoppers.builder, device)
+    held_out = impressions[parts == 2]
+    rows = Rows.from_impressions(held_out, shoppers.builder, device)
+    clicked = rows.clicked.cpu().numpy().astype(np.float64)
+    rate = (float(train.clicked.sum()) + 0.5) / (len(train) + 1.0)
+    predictions = {
+        "constant": np.full(len(rows), rate),
+        "logistic": logistic_baseline(train, rows, shoppers),
+        "train": predict(shoppers.ensembles["train"], rows),
+        "judge": predict(shoppers.ensembles["judge"], rows),
+    }
+    losses = {name: _log_losses(p, clicked) for name, p in predictions.items()}
+    cluster = held_out["shopper_id"].to_numpy() if unit == "shopper" else None
+    figures: dict[str, Figure] = {}
+    for name, loss in losses.items():
+        figures[f"log_loss.{name}"] = mean_figure(loss, cluster, "nats")
+    for name in ("train", "judge"):
+        for baseline in ("constant", "logistic"):
+            difference = losses[name] - losses[baseline]
+            figures[f"log_loss.{name}_minus_{baseline}"] = mean_figure(difference, cluster, "nats")
+    for name in ("logistic", "train", "judge"):
+        figures[f"auc.{name}"] = auc_figure(predictions[name], clicked)
+    for name in ("constant", "logistic", "train", "judge"):
+        figures[f"calibration.{name}"] = calibration_figure(predictions[name], clicked)
+    counts = {
+        part: {
+            "impressions": int((parts == i).sum()),
+            "clicks": int(impressions["clicked"].to_numpy()[parts == i].sum()),
+            "from": str(impressions["timestamp"][parts == i].min()),
+            "to": str(impressions["timestamp"][parts == i].max()),
+        }
+        for i, part in enumerate(PARTS)
+    }
+    return {"figures": figures, "split": {"unit": unit, "parts": counts}, "heads": heads(impressions)}
+
+
+def heads(impressions: pd.DataFrame) -> dict[str, str]:
+    """Say which heads these shoppers have and why others are absent."""
+    conversion = (
+        "absent: this version does not learn it"
+        if "converted" in impressions and impressions["converted"].notna().any()
+        else "absent: the log records no conversions"
+    )
+    return_ = (
+        "absent: this version does not learn it"
+        if impressions["shopper_id"].notna().any()
+        else "absent: the log does not know its shoppers, so no return can be seen"
+    )
+    return {"click": "learned", "examination": "learned", "conversion": conversion, "return": return_}
+
+
+def predict(ensemble: Ensemble, rows: Rows) -> FloatArray:
+    """Return the ensemble's mean calibrated P(click) of each row, shape (n,)."""
+    with torch.no_grad():
+        members = [m for m in ensemble.members if isinstance(m, ShopperModel)]
+        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])
+        return np.asarray(calibrated(raw, ensemble.calibration).mean(0).cpu().numpy(), np.float64)
+
+
+def logistic_baseline(train: Rows, rows: Rows, shoppers: FittedShoppers) -> FloatArray:
+    """Return what a logistic regression on ``train`` expects of ``rows``: P(click), shape (n,)."""
+    clicked = train.clicked.cpu().numpy()
+    if clicked.min() == clicked.max():
+        return np.full(len(rows), (clicked.sum() + 0.5) / (len(clicked) + 1.0))
+    model = LogisticRegression(C=1.0, max_iter=500).fit(_design(train, shoppers), clicked)
+    return np.asarray(model.predict_proba(_design(rows, shoppers))[:, 1])
+
+
+def _design(rows: Rows, shoppers: FittedShoppers) -> sp.csr_array:
+    features = shoppers.builder.shopper
+    shopper = (rows.shopper.cpu().numpy() - features.centre) / features.spread
+    item = rows.item.cpu().numpy()
+    catalog = shoppers.builder.catalog
+    vectors = (catalog.vectors - catalog.features.centre) / catalog.features.spread
+    position = sp.csr_array(np.eye(shoppers.size)[rows.position.cpu().numpy()])
+    affinity = sp.csr_array(rows.affinity.cpu().numpy()[:, None])
+    own = sp.csr_array((np.ones(len(item)), (np.arange(len(item)), item)), shape=(len(item), len(catalog)))
+    return sp.csr_array(sp.hstack([sp.csr_array(shopper), sp.csr_array(vectors[item]), own, position, affinity]))
+
+
+def _log_losses(probability: FloatArray, clicked: FloatArray) -> FloatArray:
+    p = probability.clip(LEAST, 1 - LEAST)
+    return np.asarray(-(clicked * np.log(p) + (1 - clicked) * np.log1p(-p)))
+
+
+def mean_figure(values: FloatArray, cluster: npt.NDArray[Any] | None, unit: str) -> Figure:
+    """Return a mean with its 95% interval, normal with a variance by cluster where rows share a shopper."""
+    group = np.arange(len(values)) if cluster is None else pd.factorize(cluster)[0]
+    mean = float(values.mean())
+    deviation = np.bincount(group, values - mean)
+    n_groups = len(deviation)
+    error = np.sqrt((deviation**2).sum() * n_groups / max(n_groups - 1, 1)) / len(values)
+    half = float(scipy.stats.norm.ppf(0.975) * error)
+    return figure(mean, mean - half, mean + half, len(values), unit)
+
+
+def auc_figure(score: FloatArray, clicked: FloatArray) -> Figure:
+    """Return the area under the ROC curve with the interval of Hanley and McNeil (1982); null with one class only."""
+    positive = int(clicked.sum())
+    negative = len(clicked) - positive
+    if not positive or not negative:
+        return figure(None, None, None, len(clicked), "probability")
+    auc = float(roc_auc_score(clicked, score))
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positive - 1) * (q1 - auc**2) + (negative - 1) * (q2 - auc**2)
+    half = float(scipy.stats.norm.ppf(0.975) * np.sqrt(variance / (positive * negative)))
+    return figure(auc, max(0.0, auc - half), min(1.0, auc + half), len(clicked), "probability")
+
+
+def calibration_figure(probability: FloatArray, clicked: FloatArray) -> Figure:
+    """Return expected over observed clicks with the exact Poisson interval of the count; null without a click."""
+    expected, observed = float(probability.sum()), float(clicked.sum())
+    if not observed:
+        return figure(None, None, None, len(clicked), "ratio")
+    low = scipy.stats.chi2.ppf(0.025, 2 * observed) / 2
+    high = scipy.stats.chi2.ppf(0.975, 2 * observed + 2) / 2
+    return figure(expected / observed, expected / float(high), expected / float(low), len(clicked), "ratio")

@@ -1,0 +1,73 @@
+"""``hawker fit``: from a log to fitted shoppers on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hawker.shop.artefacts import write_directory, write_json
+from hawker.shop.config import save_config
+from hawker.shop.context import ContextBuilder
+from hawker.shop.devices import resolve_device
+from hawker.shop.errors import InputError
+from hawker.shop.logs import read_logs
+from hawker.simulators.fidelity import measure_fidelity
+from hawker.simulators.fitting import FitConfig, Progress, fit_ensemble
+from hawker.simulators.split import three_way
+from hawker.simulators.store import (
+    FIRST_ARCHITECTURE,
+    FittedShoppers,
+    load_shoppers,
+    require_impressions,
+    whole_catalog,
+)
+
+MAX_ARRIVALS = 100_000
+"""Contexts kept per part to draw arriving shoppers from; a longer log is thinned at random."""
+
+
+def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tuple[FittedShoppers, dict[str, Any]]:
+    """Learn shoppers from a log and write them, whole or not at all.
+
+    Args:
+        logs_path: A logs directory with impressions.
+        out: Directory to write; a previous one is replaced.
+        config: How to fit.
+        progress: Called with a line now and then.
+
+    Returns:
+        The shoppers as read back from ``out``, and their fidelity report (``fidelity.json``).
+
+    Raises:
+        InputError: The logs or the config cannot be used.
+    """
+    if config.members < 1 or config.epochs < 1 or config.batch < 1:
+        raise InputError("bad config", where="fit", got=config, expected="members, epochs and batch of at least 1")
+    device = resolve_device(config.device)
+    logs = read_logs(logs_path)
+    impressions = require_impressions(logs)
+    assert logs.items is not None
+    parts, unit = three_way(impressions, config.shares, config.seed)
+    size = int(impressions["position"].max()) + 1
+    builder = ContextBuilder.fit(impressions[parts == 0], logs.items)
+    ensembles, arrivals = {}, {}
+    for part, (role, first) in enumerate(FIRST_ARCHITECTURE.items()):
+        rows = impressions[parts == part].reset_index(drop=True)
+        progress(f"{role}: {len(rows):,} impressions, {int(rows['clicked'].sum()):,} clicks")
+        generator = np.random.default_rng([config.seed, part])
+        ensembles[role] = fit_ensemble(rows, builder, size, config, first, generator, device, progress)
+        if len(rows) > MAX_ARRIVALS:
+            rows = rows.iloc[np.sort(generator.choice(len(rows), MAX_ARRIVALS, replace=False))]
+        context = builder.from_impressions(rows)
+        arrivals[role] = whole_catalog(*(torch.from_numpy(a).to(device) for a in (context.shopper, context.affinity)))
+    shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest)
+    progress("measuring fidelity on rows that no model has seen")
+    report = measure_fidelity(shoppers, impressions, parts, unit)
+    with write_directory(out) as scratch:
+        shoppers.save(scratch)
+        save_config(config, scratch / "config.yaml")
+        write_json(scratch / "fidelity.json", report)
+    return load_shoppers(out, device), report
