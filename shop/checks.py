@@ -127,8 +127,10 @@ def clean_logs(path: Path, out: Path) -> CleanReport:
         for name, frame in valid.items():
             write_table(frame.drop(columns=dropped) if name == "impressions" else frame, scratch / f"{name}.parquet")
         if (path / QUARANTINE).is_file():
-            quarantine.add_table(read_table(path / QUARANTINE).data)
+            quarantine.add_table(read_table(path / QUARANTINE).table())
         meta = read_json(path / "meta.json") if (path / "meta.json").is_file() else {}
+        if not isinstance(meta, dict):
+            raise InputError("not a mapping", where=path / "meta.json", remedy="remove the file")
         rows = {name: len(frame) for name, frame in valid.items()}
         notes = [*meta.get("notes", []), *(f"{column}: left out, no such item" for column in dropped)]
         write_json(scratch / "meta.json", {**meta, "rows": rows, "quarantined": quarantine.rows, "notes": notes})
@@ -136,14 +138,17 @@ def clean_logs(path: Path, out: Path) -> CleanReport:
 
 
 def _rules(table: Inspected) -> Found:
-    n, bad = len(table.frame) + len(table.raw.torn), len(reasons(table.faults)) + len(table.raw.torn)
+    n = len(table.frame) + len(table.raw.torn)
+    bad = n - len(table.valid)
     yield f"{table.name}.rows", count(n, n)
     yield f"{table.name}.bad_rows", count(bad, n)
     if not bad:
         yield Finding("ok", table.name, f"all {n:,} rows keep the contract")
     if table.raw.torn:
         row, _, reason = table.raw.torn[0]
-        yield Finding("bad", table.name, f"{len(table.raw.torn):,} torn rows, the first is row {row} with {reason}")
+        yield Finding(
+            "bad", table.name, f"torn: {len(table.raw.torn):,} of {n:,} rows; the first is row {row} with {reason}"
+        )
     for fault in table.faults:
         index = int(fault.rows[0])
         value = table.raw.value(fault.column, index)
@@ -151,7 +156,7 @@ def _rules(table: Inspected) -> Found:
         yield Finding(
             "bad",
             f"{table.name}.{fault.column}",
-            f"{fault.what} in {fault.rows.size:,} rows: expected {fault.rule}; "
+            f"{fault.what}: {fault.rows.size:,} of {n:,} rows, expected {fault.rule}; "
             f"the first is row {table.raw.rows[index]} with {got}",
         )
 

@@ -191,8 +191,8 @@ def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) ->
     """
     _check_columns(table, raw)
     columns, faults = {}, []
-    for name in raw.data.column_names:
-        column, kind = raw.data.column(name), (kinds or {}).get(name, field_of(table, name).kind)
+    for name in raw.names:
+        column, kind = raw.column(name), (kinds or {}).get(name, field_of(table, name).kind)
         read = read_cells(column, kind, raw.is_csv)
         if read is None:
             raise InputError(
@@ -303,7 +303,7 @@ def _all_known(candidates: pd.Series, items: Collection[str]) -> pd.Series[bool]
 
 
 def _check_columns(table: str, raw: RawTable) -> None:
-    names = raw.data.column_names
+    names = raw.names
     for name, field in FIELDS[table].items():
         if field.needed and name not in names:
             spare = [column for column in names if column not in FIELDS[table]] or names

@@ -207,7 +207,7 @@ def _obd_impressions(
         try:
             for block in read_csv(file, log, block_bytes=_BLOCK_BYTES):
                 raw = _renamed(block, _OBD_NAMES)
-                left_out = [name for name in block.data.column_names if name and not _obd_name(name)]
+                left_out = [name for name in block.names if name and not _obd_name(name)]
                 frame, faults = _obd_block(raw, items)
                 quarantine.add(block, reasons(faults))
                 valid = final("impressions", frame, faults)
@@ -253,14 +253,14 @@ def _renamed(block: RawTable, needed: Mapping[str, str]) -> RawTable:
     """Return a block with our names; the unnamed index column that some copies of the data set have is left out."""
     check_names(block)
     for name in needed:
-        if name not in block.data.column_names:
+        if name not in block.names:
             raise InputError(
                 f"the column {name} is missing",
                 where=block.path,
                 expected=f"the columns {', '.join(needed)}",
-                remedy=did_you_mean(name, block.data.column_names) if len(block.data.column_names) < 30 else "",
+                remedy=did_you_mean(name, block.names) if len(block.names) < 30 else "",
             )
-    kept = [name for name in block.data.column_names if _obd_name(name)]
+    kept = [name for name in block.names if _obd_name(name)]
     data = block.data.select(kept).rename_columns([_obd_name(name) for name in kept])
     return RawTable(block.path, data, block.rows, block.torn, False)  # hashes stay text, though one may look a number
 

@@ -185,7 +185,7 @@ def _refuse_faults(table: Inspected, path: Path) -> None:
         raise InputError(
             f"{fault.what}{many}",
             where=f"{table.raw.path} row {table.raw.rows[index]} column {fault.column}",
-            got="nothing" if value is None else value,
+            got="nothing" if value is None else value[:80] if isinstance(value, str) else value,
             expected=fault.rule,
             remedy=remedy,
         )

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import lzma
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,25 +33,53 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RawTable:
-    """A table file as it was written.
+    """A table file as it was written. Parquet columns are read when asked for, so that they are never held all at once.
 
     Attributes:
         path: The file.
-        data: Its columns; of a CSV file every one is text, null where the cell is empty. Shape (n, columns).
+        data: Its n rows: an open Parquet file, or of a CSV file a table of texts, null where the cell is empty.
         rows: The row of the file that each row of ``data`` stands in, from 0, the header not counted. Shape (n,).
         torn: Rows of a CSV file with too many or too few cells, as (row, text, reason); they are not in ``data``.
         is_csv: Whether the file has no types of its own.
     """
 
     path: Path
-    data: pa.Table
+    data: pa.Table | pq.ParquetFile
     rows: IntArray
     torn: tuple[tuple[int, str, str], ...]
     is_csv: bool
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its columns."""
+        schema = self.data.schema_arrow if isinstance(self.data, pq.ParquetFile) else self.data.schema
+        return [str(name) for name in schema.names]
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return one column, shape (n,).
+
+        Raises:
+            InputError: Its part of the file is damaged.
+        """
+        if not isinstance(self.data, pq.ParquetFile):
+            return self.data.column(name)
+        with _reading(self.path):
+            return self.data.read(columns=[name]).column(name)
+
+    def table(self) -> pa.Table:
+        """Return all columns.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        if not isinstance(self.data, pq.ParquetFile):
+            return self.data
+        with _reading(self.path):
+            return self.data.read()
+
     def value(self, column: str, index: int) -> Any:
         """Return one cell as a plain Python value, a timestamp as text."""
-        value = self.data.column(column)[index].as_py() if column in self.data.column_names else None
+        value = self.column(column)[index].as_py()
         return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
@@ -82,14 +111,14 @@ def read_table(path: Path) -> RawTable:
         if path.stat().st_size == 0:
             raise InputError("the file is empty (0 bytes)", where=path, remedy="write it anew")
         if path.suffix == ".csv":
-            with path.open("rb") as file:
-                raw = join(list(read_csv(file, path, block_bytes=1 << 24)))
+            with path.open("rb") as text:
+                raw = join(list(read_csv(text, path, block_bytes=1 << 24)))
         else:
-            # ParquetFile reads one file; read_table would take key=value folder names of the path for columns.
-            data = pq.ParquetFile(path).read()
-            raw = RawTable(path, data, np.arange(data.num_rows, dtype=np.int64), (), False)
+            # pq.read_table would take key=value folder names of the path for columns.
+            file = pq.ParquetFile(path)
+            raw = RawTable(path, file, np.arange(file.metadata.num_rows, dtype=np.int64), (), False)
     check_names(raw)
-    if raw.data.num_rows == 0 and not raw.torn:
+    if raw.rows.size == 0 and not raw.torn:
         raise InputError("the table has no rows", where=path, expected="at least one row")
     return raw
 
@@ -196,8 +225,7 @@ def check_names(raw: RawTable) -> None:
     Raises:
         InputError: It does.
     """
-    names = raw.data.column_names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, times in Counter(raw.names).items() if times > 1]
     if twice:
         raise InputError("two columns have one name", where=raw.path, got=twice[0], remedy="rename or drop one")
 
@@ -228,10 +256,12 @@ class Quarantine:
     def add(self, raw: RawTable, reasons: dict[int, str]) -> None:
         """Add the torn rows of a table, and the rows of its data at ``reasons``'s keys."""
         self.add_text(raw.path.name, [(row, reason, text) for row, text, reason in raw.torn])
-        indices = sorted(reasons)
+        if not reasons:
+            return
+        indices, data = sorted(reasons), raw.table()
         for start in range(0, len(indices), _QUARANTINE_BATCH):
             some = indices[start : start + _QUARANTINE_BATCH]
-            texts = [_text(record, raw.is_csv) for record in raw.data.take(some).to_pylist()]
+            texts = [_text(record, raw.is_csv) for record in data.take(some).to_pylist()]
             self.add_text(
                 raw.path.name,
                 [(int(raw.rows[i]), reasons[i], text) for i, text in zip(some, texts, strict=True)],
@@ -246,7 +276,18 @@ class Quarantine:
             )
 
     def add_table(self, table: pa.Table) -> None:
-        """Add rows in the quarantine's own columns."""
+        """Add rows in the quarantine's own columns.
+
+        Raises:
+            InputError: The table has other columns.
+        """
+        if table.column_names != _QUARANTINE_SCHEMA.names:
+            raise InputError(
+                "not the columns of a quarantine file",
+                where=QUARANTINE,
+                got=table.column_names,
+                expected=", ".join(_QUARANTINE_SCHEMA.names),
+            )
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, _QUARANTINE_SCHEMA, compression="zstd")
         self._writer.write_table(table.cast(_QUARANTINE_SCHEMA))

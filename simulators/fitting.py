@@ -178,10 +178,11 @@ def _negative_log_prior(model: ShopperModel, config: FitConfig) -> Tensor:
 
 
 def _calibration(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Tensor:
-    """Fit a + b z to the mean of the members' probabilities, with b drawn to 1 and a to 0 where clicks are few.
+    """Fit log-odds z -> a + b z to the mean of the members' probabilities, in favour of leaving them as they are.
 
-    The priors, standard deviation 0.1 for a and 0.25 for b, weigh as much as a hundred clicks or fewer: ten clicks of
-    calibration data cannot turn a model's ranking around.
+    The level at the mean z and the slope b have Gaussian priors around no change, with standard deviations 0.1 and
+    0.25: they weigh as much as a hundred clicks or fewer, so that ten clicks can neither move the click rate by half
+    nor turn a model's ranking around.
 
     Args:
         members: The fitted models.
@@ -193,19 +194,23 @@ def _calibration(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Ten
     with torch.no_grad():
         raw = torch.stack([click_log_probability(member, rows).exp() for member in members])[:, usable]
     weight, clicked = weight[:, usable] / weight[:, usable].sum(0), rows.clicked[usable]
-    target = torch.tensor([0.0, 1.0], device=raw.device)
+    identity = torch.tensor([0.0, 1.0], device=raw.device)
+    if not len(clicked):
+        return identity
+    mean = raw.logit().mean()
     scale = torch.tensor([0.1, 0.25], device=raw.device)
-    parameters = target.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=100, line_search_fn="strong_wolfe")
+    change = torch.zeros(2, device=raw.device, requires_grad=True)  # of the level at the mean, of the slope
+    optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
+
+    def calibration() -> Tensor:
+        return torch.stack([change[0] - change[1] * mean, 1.0 + change[1]])
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        probability = (calibrated(raw, parameters) * weight).sum(0)
-        penalty = ((parameters - target) / scale).square().sum() / 2
-        loss = log_loss(probability.log(), clicked) + penalty / max(len(clicked), 1)
+        probability = (calibrated(raw, calibration()) * weight).sum(0)
+        loss = log_loss(probability.log(), clicked) + (change / scale).square().sum() / (2 * len(clicked))
         loss.backward()
         return loss
 
-    if len(clicked):
-        optimizer.step(closure)
-    return parameters.detach() if bool(torch.isfinite(parameters).all()) else target
+    optimizer.step(closure)
+    return calibration().detach() if bool(torch.isfinite(change).all()) else identity

@@ -39,6 +39,17 @@ class PlantedEffects:
     examination: float = 0.8
 
 
+@dataclass(frozen=True)
+class PlantedRows:
+    """Drawn impressions, n of them: bank row of the shopper, item, position, true click probability, click."""
+
+    row: Tensor
+    item: Tensor
+    position: Tensor
+    probability: Tensor
+    clicked: Tensor
+
+
 class PlantedWorld:
     """Visits of one page; P(click) = examination(position) x sigmoid(score(shopper, item))."""
 
@@ -87,9 +98,13 @@ class PlantedWorld:
         row = torch.randint(len(self._score), (n,), generator=generator, device=self.device)
         return Shoppers(self._bank.map(lambda array: array[row]), row)
 
+    def attraction(self, row: Tensor, item: Tensor) -> Tensor:
+        """Return P(click | examined), shape (N, K), of items (N, K) shown to bank rows (N,)."""
+        return self._score[row].gather(1, item).sigmoid()
+
     def click_probability(self, row: Tensor, slate: Tensor) -> Tensor:
         """Return the true click probabilities, shape (N, K), of slates (N, K) shown to bank rows (N,)."""
-        attraction = self._score[row].gather(1, slate.clamp(min=0)).sigmoid()
+        attraction = self.attraction(row, slate.clamp(min=0))
         return (attraction * self.examination).masked_fill(slate == EMPTY, 0.0)
 
     def respond(self, shoppers: Shoppers, slate: Tensor, generator: torch.Generator) -> Outcome[Tensor]:
@@ -102,6 +117,15 @@ class PlantedWorld:
         """Return the slate with the most expected clicks for bank rows (N,): shape (N, K)."""
         return self._score[row].topk(self.size, dim=1).indices
 
+    def draw(self, n: int, generator: torch.Generator) -> PlantedRows:
+        """Draw n impressions of the uniform strategy: shopper, item, position and click."""
+        row = torch.randint(len(self._score), (n,), generator=generator, device=self.device)
+        item = torch.randint(len(self.builder.catalog), (n,), generator=generator, device=self.device)
+        position = torch.randint(self.size, (n,), generator=generator, device=self.device)
+        probability = self._score[row, item].sigmoid() * self.examination[position]
+        clicked = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) < probability
+        return PlantedRows(row, item, position, probability, clicked.float())
+
     def write_log(self, n: int, logged: pd.DataFrame, seed: int) -> pd.DataFrame:
         """Return n impressions of the uniform strategy, each a visit of one page and one position.
 
@@ -110,20 +134,21 @@ class PlantedWorld:
             logged: The log whose rows, in order, are this world's shoppers; their features and times are kept.
             seed: Decides shoppers, items, positions and clicks.
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
-        row = torch.randint(len(self._score), (n,), generator=generator, device=self.device)
-        item = torch.randint(len(self.builder.catalog), (n,), generator=generator, device=self.device)
-        position = torch.randint(self.size, (n,), generator=generator, device=self.device)
-        probability = self._score[row, item].sigmoid() * self.examination[position]
-        clicked = torch.rand(n, generator=generator, device=self.device, dtype=torch.float64) < probability
-        order = np.argsort(logged["timestamp"].to_numpy()[row.cpu()], kind="stable")
-        log = logged.iloc[row.cpu().numpy()[order]].reset_index(drop=True)
-        return log.assign(
-            visit_id=np.arange(n),
-            item_id=np.array(self.builder.catalog.item_ids)[item.cpu().numpy()[order]],
-            position=position.cpu().numpy()[order],
-            clicked=clicked.cpu().numpy()[order].astype(np.int8),
-            propensity=1.0 / len(self.builder.catalog),
+        drawn = self.draw(n, torch.Generator(self.device).manual_seed(seed))
+        row, item, position, clicked = (
+            array.cpu().numpy() for array in (drawn.row, drawn.item, drawn.position, drawn.clicked)
+        )
+        order = np.argsort(logged["timestamp"].to_numpy()[row], kind="stable")
+        return (
+            logged.iloc[row[order]]
+            .reset_index(drop=True)
+            .assign(
+                visit_id=np.arange(n),
+                item_id=np.array(self.builder.catalog.item_ids)[item[order]],
+                position=position[order],
+                clicked=clicked[order].astype(np.int8),
+                propensity=1.0 / len(self.builder.catalog),
+            )
         )
 
 

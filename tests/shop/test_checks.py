@@ -96,14 +96,14 @@ def test_every_broken_rule_is_counted(write_logs, impressions, items):
     report = check_logs(write_logs(impressions=twice, items=items))
     assert report.level == "bad"
     assert texts(report, "impressions.clicked") == [
-        "bad value in 3 rows: expected 0 or 1; the first is row 4 with 3",
+        "bad value: 3 of 61 rows, expected 0 or 1; the first is row 4 with 3",
     ]
     assert (
-        "in 1 rows: expected 0 < propensity <= 1; the first is row 4 with 0.0"
+        "1 of 61 rows, expected 0 < propensity <= 1; the first is row 4 with 0.0"
         in texts(report, "impressions.propensity")[0]
     )
-    assert "unknown item in 1 rows" in texts(report, "impressions.item_id")[0]
-    assert "duplicate row in 1 rows" in texts(report, "impressions.visit_id")[0]
+    assert "unknown item: 1 of 61 rows" in texts(report, "impressions.item_id")[0]
+    assert "duplicate row: 1 of 61 rows" in texts(report, "impressions.visit_id")[0]
     assert report.figures["impressions.bad_rows"].value == 5
     assert report.figures["impressions.rows"].value == 61
 

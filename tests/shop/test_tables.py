@@ -88,7 +88,7 @@ def test_folder_names_are_no_columns(tmp_path):
     folder = tmp_path / "day=7"
     folder.mkdir()
     pd.DataFrame({"a": [1]}).to_parquet(folder / "items.parquet")
-    assert read_table(folder / "items.parquet").data.column_names == ["a"]
+    assert read_table(folder / "items.parquet").table().column_names == ["a"]
 
 
 def test_one_table_of_a_name(tmp_path):
@@ -109,7 +109,22 @@ def test_two_columns_of_one_name(tmp_path):
 
 def test_written_table_is_read_back(tmp_path, impressions):
     write_table(impressions, tmp_path / "x.parquet")
-    assert read_table(tmp_path / "x.parquet").data.num_rows == 60
+    table = read_table(tmp_path / "x.parquet")
+    assert table.names == list(impressions.columns)
+    assert table.rows.size == table.table().num_rows == 60
+    assert table.column("affinity.10").to_pylist() == impressions["affinity.10"].tolist()
+    assert table.value("timestamp", 0) == "2026-03-01 10:00:00+00:00"
+
+
+def test_damaged_column_is_one_line(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_table(pd.DataFrame({"a": np.random.default_rng(0).normal(size=5_000), "affinity": 1, "affinity.1": 2}), path)
+    assert read_table(path).column("affinity").to_pylist()[0] == 1
+    whole = bytearray(path.read_bytes())
+    whole[4:4_000] = bytes(3_996)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match=r"x\.parquet: the file cannot be read"):
+        read_table(path).column("a")
 
 
 def test_quarantine_keeps_rows_as_they_stood(tmp_path):
