@@ -97,9 +97,10 @@ class SlateActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         builder, size, hidden = self._shape
         generator = torch.Generator().manual_seed(self._seed)
-        self.actor = SlateActor(builder, size, hidden, generator)
-        value = nn.Linear(hidden, 1)
-        self.critic = nn.Sequential(nn.Linear(builder.shopper.width, hidden), nn.Tanh(), value)
+        with torch.random.fork_rng(devices=[]):  # layers draw weights, soon replaced, from the global generator
+            self.actor = SlateActor(builder, size, hidden, generator)
+            value = nn.Linear(hidden, 1)
+            self.critic = nn.Sequential(nn.Linear(builder.shopper.width, hidden), nn.Tanh(), value)
         initialise(self.critic, generator)
         nn.init.zeros_(value.weight)  # or its first guesses would drown the differences between slates
         self.generator = torch.Generator(self._device).manual_seed(self._seed)

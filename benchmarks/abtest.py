@@ -299,10 +299,10 @@ def _arm_figures(aggregates: dict[str, Any], names: list[str]) -> dict[str, Figu
         n = arm.count()
         for key, metric in METRICS.items():
             value = float(arm.mean(metric.numerator) / arm.mean(metric.denominator))
-            deviation = math.sqrt(max(float(arm.ratio_var(metric.numerator, metric.denominator)), 0.0))
+            variance = float(arm.ratio_var(metric.numerator, metric.denominator))
             # Without any variation, as without any click, the sample says nothing of its own error.
-            half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * deviation / math.sqrt(n) if deviation > 0 else math.nan
-            low = max(value - half, 0.0) if metric.numerator == "clicks" and half == half else value - half
+            half = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) * math.sqrt(variance / n) if variance > 0 else math.nan
+            low = max(0.0, value - half) if metric.numerator == "clicks" and variance > 0 else value - half
             figures[f"arm.{name}.{key}"] = figure(value, low, value + half, n, metric.unit)
     return figures
 

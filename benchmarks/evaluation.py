@@ -248,7 +248,7 @@ def _slates(
         lambda array: torch.from_numpy(np.array(array))
     )
     cluster = first["shopper_id"].to_numpy() if first["shopper_id"].notna().all() else None
-    clicks = np.bincount(code, rows["clicked"].to_numpy(np.float64))
+    clicks = np.bincount(code, rows["clicked"].to_numpy(np.float64)).astype(np.float64)
     return tensors, torch.from_numpy(slate), clicks, listed["log_prob_slate"].to_numpy(np.float64), cluster
 
 

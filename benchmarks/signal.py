@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ import scipy.stats
 import torch
 from sklearn.metrics import roc_auc_score
 
-from hawker.agents.train import TrainConfig, train
+from hawker.agents.config import TrainConfig
+from hawker.agents.train import train
 from hawker.benchmarks.crossfit import crossfit_q
 from hawker.benchmarks.evaluation import DRAWS
 from hawker.benchmarks.ope import estimate
@@ -32,10 +33,11 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import read_logs
 from hawker.shop.run import Run
+from hawker.simulators.config import FitConfig, PlantedEffects
 from hawker.simulators.fidelity import predict
 from hawker.simulators.fit import fit
-from hawker.simulators.fitting import FitConfig, Rows
-from hawker.simulators.planted import PlantedEffects, PlantedWorld
+from hawker.simulators.fitting import Rows
+from hawker.simulators.planted import PlantedWorld
 from hawker.simulators.store import FittedShoppers, require_impressions, whole_catalog
 
 COVERED = ("dr", "snips", "ips")
@@ -61,9 +63,9 @@ class SignalConfig:
     impressions: int = 200_000
     seeds: tuple[int, ...] = (11, 12, 13)
     repeats: int = 100
-    effects: PlantedEffects = PlantedEffects()
-    fit: FitConfig = FitConfig()
-    train: TrainConfig = TrainConfig()
+    effects: PlantedEffects = field(default_factory=PlantedEffects)
+    fit: FitConfig = field(default_factory=FitConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def bench_signal(logs: Path, config: SignalConfig, progress: Callable[[str], None]) -> dict[str, Any]:

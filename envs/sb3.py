@@ -48,7 +48,7 @@ class StorefrontVecEnv(VecEnv):
 
     def step_async(self, actions: Array) -> None:
         """Take the slates to show, places in the candidate list of shape (N, K)."""
-        self._picks = torch.as_tensor(actions, device=self.storefront.world.device, dtype=torch.long)
+        self._picks = self.storefront.picks(actions)
 
     def step_wait(self) -> tuple[Observation, Array, Array, list[dict[str, Any]]]:
         """Show them."""

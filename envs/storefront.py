@@ -52,7 +52,7 @@ class Storefront:
     Attributes:
         world: What answers.
         n: Shoppers in the batch.
-        shoppers: The batch at its current page.
+        shoppers: The batch at its current page; there is none before the first ``reset``.
         generator: Source of everything that is drawn.
     """
 
@@ -92,6 +92,18 @@ class Storefront:
         happened["clicks"] = outcome.clicked.sum(1)
         happened["empty_slots"] = (slate == EMPTY).sum(1)
         return self.shoppers.context, reward, outcome.gone, happened
+
+    def picks(self, actions: Array) -> Tensor:
+        """Return N actions as picks for ``step``.
+
+        Raises:
+            InputError: They are not N times K integers.
+        """
+        picks, shape = np.asarray(actions), (self.n, self.world.size)
+        if picks.shape != shape or not np.issubdtype(picks.dtype, np.integer):
+            got = f"{picks.dtype} of shape {picks.shape}"
+            raise InputError("bad action", where="step", got=got, expected=f"integers of shape {shape}")
+        return torch.as_tensor(picks, device=self.world.device, dtype=torch.long)
 
 
 def first_picks(picks: Tensor, mask: Tensor) -> Tensor:
@@ -139,21 +151,25 @@ class RecommendVectorEnv(VectorEnv[Observation, Array, Array]):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Start N new shoppers; ``seed`` is one integer for the batch, or a list whose first entry is taken."""
-        super().reset(seed=seed)
         first = seed[0] if isinstance(seed, (list, tuple)) else seed
-        return to_observation(self.storefront.reset(_seed_from(self, first))), {}
+        super().reset(seed=first)
+        context = self.storefront.reset(_seed_from(self, first))
+        return _owned(to_observation(context)), {}
 
     def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
         """Show N slates; arrays with a leading axis N."""
         answered = self.storefront.shoppers.context
-        context, reward, gone, happened = self.storefront.step(_picks(actions, self.storefront.world.device))
+        context, reward, gone, happened = self.storefront.step(self.storefront.picks(actions))
         info: dict[str, Any] = {name: value.cpu().numpy() for name, value in happened.items()}
         terminated = gone.cpu().numpy()
         if terminated.any():
-            info["final_obs"] = to_observation(answered)
+            last = _owned(to_observation(answered))
+            info["final_obs"] = np.full(self.num_envs, None, object)  # Gymnasium's form: one observation each
+            for i in np.flatnonzero(terminated):
+                info["final_obs"][i] = {name: array[i] for name, array in last.items()}
             info["_final_obs"] = terminated
         truncated = np.zeros(self.num_envs, bool)
-        return to_observation(context), reward.cpu().numpy().astype(np.float64), terminated, truncated, info
+        return _owned(to_observation(context)), reward.cpu().numpy().astype(np.float64), terminated, truncated, info
 
     def render(self) -> tuple[str, ...] | None:
         """Return each shopper's page as text."""
@@ -217,7 +233,7 @@ class RecommendEnv(gym.Env[Observation, Array]):
         Raises:
             InputError: The action is not K integers.
         """
-        picks = _picks(np.asarray(action)[None], self._storefront.world.device)
+        picks = self._storefront.picks(np.asarray(action)[None])
         answered = self._storefront.shoppers.context
         context, reward, gone, happened = self._storefront.step(picks)
         terminated = bool(gone)
@@ -252,12 +268,9 @@ def _seed_from(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], seed: int | No
     return seed if seed is not None else int(env.np_random.integers(2**62))
 
 
-def _picks(actions: Array, device: torch.device) -> Tensor:
-    picks = np.asarray(actions)
-    if picks.ndim != 2 or not np.issubdtype(picks.dtype, np.integer):
-        expected = "integers, K per shopper"
-        raise InputError("bad action", where="step", got=f"{picks.dtype} of shape {picks.shape}", expected=expected)
-    return torch.as_tensor(picks, device=device, dtype=torch.long)
+def _owned(observation: Observation) -> Observation:
+    """A copy: whoever normalises what they were given in place must not change the shoppers."""
+    return {name: array.copy() for name, array in observation.items()}
 
 
 def _single(observation: Observation) -> Observation:

@@ -56,7 +56,7 @@ class Popularity(Strategy):
 
     def distribution(self, context: Context[Tensor]) -> PlackettLuce:
         """Return slates that favour items with a high click rate."""
-        logits = self._logits.to(context.affinity.device)[context.candidates]
+        logits = self._logits.to(context.affinity.device)[context.candidates.long()]
         return PlackettLuce(logits, context.mask, self.size)
 
 
@@ -81,7 +81,7 @@ class LoggingClone(Strategy):
 
     def distribution(self, context: Context[Tensor]) -> PositionedSlate:
         """Return slates drawn slot by slot from the counts of each position."""
-        logits = self._logits.to(context.affinity.device)[:, context.candidates].transpose(0, 1)
+        logits = self._logits.to(context.affinity.device)[:, context.candidates.long()].transpose(0, 1)
         return PositionedSlate(logits, context.mask)
 
 
@@ -124,7 +124,7 @@ class PositionedSlate:
             place = picks[:, slot, None].clamp(min=0)
             step = scores.log_softmax(1).gather(1, place).squeeze(1)
             total = total + torch.where(filled & left, step, torch.where(filled == left, 0.0, -torch.inf))
-            closed = torch.zeros_like(scores).scatter(1, place, filled[:, None].float()) > 0
+            closed = torch.zeros_like(scores).scatter(1, place, filled[:, None].to(scores.dtype)) > 0
             remaining = remaining.masked_fill(closed[:, None], -torch.inf)
         return total
 

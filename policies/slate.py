@@ -41,7 +41,7 @@ class PlackettLuce:
     """
 
     def __init__(self, logits: Tensor, mask: Tensor, size: int) -> None:
-        """Args: finite ``logits`` (B, C), boolean ``mask`` (B, C) of eligible candidates, ``size`` = K."""
+        """Args: ``logits`` (B, C) within 80 of each other, ``mask`` (B, C) of eligible candidates, ``size`` = K."""
         self.logits = logits.masked_fill(~mask, -torch.inf)
         self.mask = mask
         self.size = size
@@ -127,7 +127,7 @@ def position_marginals(logits: Tensor, draws: int, generator: torch.Generator) -
 
     Args:
         logits: Shape (B, K, C), minus infinity where a candidate is not eligible.
-        draws: Sampled prefixes per page.
+        draws: Sampled prefixes per page, at least 2.
         generator: Source of the draws.
     """
     pages, size, n_candidates = logits.shape
@@ -145,7 +145,7 @@ def position_marginals(logits: Tensor, draws: int, generator: torch.Generator) -
                 remaining.scatter_(1, (scores - noise).argmax(1, keepdim=True), True)
     mean = total / draws
     variance = (squares / draws - mean.square()).clamp(min=0.0) / max(draws - 1, 1)
-    return Marginals(mean, float(variance[:, 1:].amax().sqrt()) if size > 1 and draws > 1 else 0.0)
+    return Marginals(mean, variance[:, 1:].amax().sqrt().item() if size > 1 and draws > 1 else 0.0)
 
 
 class SlateActor(nn.Module):
@@ -181,12 +181,10 @@ class SlateActor(nn.Module):
             ("item_spread", catalog.features.spread),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(array)))
-        self.query = nn.Sequential(
-            nn.Linear(builder.shopper.width, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
-        )
-        self.affinity_weight = nn.Linear(hidden, 1)
-        self.item_key = nn.Linear(catalog.features.width, hidden)
-        self.item_bias = nn.Linear(catalog.features.width, 1)
+        self.query = nn.Sequential(Linear(builder.shopper.width, hidden), nn.Tanh(), Linear(hidden, hidden), nn.Tanh())
+        self.affinity_weight = Linear(hidden, 1)
+        self.item_key = Linear(catalog.features.width, hidden)
+        self.item_bias = Linear(catalog.features.width, 1)
         self.own_key = nn.Parameter(torch.zeros(len(catalog), hidden))
         self.own_bias = nn.Parameter(torch.zeros(len(catalog), 1))
         initialise(self, generator)
@@ -237,6 +235,13 @@ class SlateActor(nn.Module):
     def _bound(self, scores: Tensor, query: Tensor, affinity: Tensor) -> Tensor:
         scores = scores + affinity * self.affinity_weight(query)
         return LOGIT_BOUND * torch.tanh(scores / LOGIT_BOUND)
+
+
+class Linear(nn.Linear):
+    """A linear layer that leaves its first weights to ``initialise``, and torch's global generator alone."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing."""
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

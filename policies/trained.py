@@ -62,5 +62,5 @@ class TrainedStrategy(Strategy):
             actor = SlateActor(builder, values["actor"]["size"], values["actor"]["hidden"], torch.Generator())
             actor.load_state_dict(weights)
             return cls(actor.to(device), builder, values["trained_on"])
-        except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise InputError("not a policy of this version", where=directory, got=str(error).splitlines()[0]) from None

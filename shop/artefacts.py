@@ -37,7 +37,7 @@ def write_directory(destination: Path) -> Iterator[Path]:
     Raises:
         InputError: ``destination`` exists, is not empty and holds no ``checksums.json``.
     """
-    destination = Path(os.path.abspath(destination))
+    destination = Path(destination).resolve()  # behind a link, so that the link stays
     if destination.is_dir() and any(destination.iterdir()) and not (destination / CHECKSUMS).exists():
         raise InputError(
             "the directory holds files that Hawker did not write", where=destination, remedy="name another directory"
@@ -75,8 +75,9 @@ def _previous(destination: Path) -> Path:
 def find_directory(path: Path) -> Path:
     """Return ``path``, putting back the previous artefact if a process died between the two renames of a write."""
     path = Path(path)
-    if not path.exists() and _previous(path).is_dir():
-        _previous(path).rename(path)
+    real = path.resolve()
+    if not real.exists() and _previous(real).is_dir():
+        _previous(real).rename(real)
     return path
 
 
@@ -98,7 +99,7 @@ def verify_directory(path: Path, kind: str) -> Path:
         items = [(str(name), str(digest)) for name, digest in listed.items()]
     except FileNotFoundError:
         raise InputError(f"not a directory of {kind}", where=path, expected=f"a {CHECKSUMS} in it") from None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, OSError):
         raise InputError("the list of checksums is damaged", where=path / CHECKSUMS, remedy="write it anew") from None
     for name, digest in items:
         if not (path / name).is_file():
@@ -115,16 +116,24 @@ def verify_directory(path: Path, kind: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Write a file in one rename.
+
+    Raises:
+        InputError: No file can be written there.
+    """
+    scratch = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "w") as file:
             file.write(text)
         Path(scratch).chmod(0o644)
         Path(scratch).replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write here ({error.strerror})", where=path) from None
     finally:
-        Path(scratch).unlink(missing_ok=True)
+        if scratch:
+            Path(scratch).unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -65,9 +65,16 @@ class Catalog:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], vectors: npt.NDArray[np.float32], where: object) -> Catalog:
-        """Build a catalog from what ``to_dict`` returned and its vectors, shape (n_items, width)."""
-        features = FeatureSchema.from_dict(values.get("features", {}), where)
-        item_ids = tuple(map(str, values.get("item_ids", ())))
+        """Build a catalog from what ``to_dict`` returned and its vectors, shape (n_items, width).
+
+        Raises:
+            InputError: ``values`` has another form, or the vectors another shape.
+        """
+        try:
+            item_ids, features = tuple(map(str, values["item_ids"])), values["features"]
+        except (KeyError, TypeError) as error:
+            raise InputError("not a catalog", where=where, got=repr(error)) from None
+        features = FeatureSchema.from_dict(features, where)
         if vectors.shape != (len(item_ids), features.width):
             expected = f"shape {(len(item_ids), features.width)}"
             raise InputError("item vectors do not fit the catalog", where=where, got=vectors.shape, expected=expected)

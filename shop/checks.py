@@ -17,11 +17,10 @@ from hawker.shop import quality
 from hawker.shop.artefacts import read_json, write_directory, write_json
 from hawker.shop.contract import reasons
 from hawker.shop.errors import InputError
+from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import Inspected, digest, inspect_logs, match_visits, unknown_affinities
-from hawker.shop.quality import Figure, Finding, Found, Level, count
+from hawker.shop.quality import Finding, Found, Level, count
 from hawker.shop.tables import QUARANTINE, Quarantine, read_table, write_table
-
-__all__ = ["CleanReport", "Figure", "Finding", "LogReport", "check_logs", "clean_logs"]
 
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "bad")
 _LISTED = 5  # columns named in a text
@@ -55,7 +54,7 @@ class LogReport:
             "digest": self.digest,
             "level": self.level,
             "findings": [finding._asdict() for finding in self.findings],
-            "figures": {name: figure._asdict() for name, figure in self.figures.items()},
+            "figures": dict(self.figures),
         }
 
 
@@ -165,7 +164,7 @@ def _extent(name: str, frame: pd.DataFrame) -> Found:
     n, start, end = len(frame), frame["timestamp"].min(), frame["timestamp"].max()
     shoppers = frame["shopper_id"].nunique()
     days = (end - start) / pd.Timedelta(days=1)
-    yield f"{name}.days", Figure(days, None, None, n, "days")
+    yield f"{name}.days", figure(days, None, None, n, "days")
     yield f"{name}.shoppers", count(shoppers, n, "shoppers")
     who = f"{shoppers:,} shoppers" if shoppers else "shoppers unknown"
     if name == "impressions":
@@ -182,7 +181,7 @@ def _missing(name: str, frame: pd.DataFrame) -> Found:
     share = frame.isna().mean()
     share = share[share > 0].sort_values(ascending=False, kind="stable")
     for column, value in share.items():
-        yield f"{name}.missing.{column}", Figure(float(value), None, None, len(frame), "share")
+        yield f"{name}.missing.{column}", figure(float(value), None, None, len(frame), "share")
     listed = ", ".join(f"{column} {value:.1%}" for column, value in share.head(_LISTED).items())
     more = f" and {len(share) - _LISTED} more columns" if len(share) > _LISTED else ""
     yield Finding("ok", f"{name}.missing", f"missing values: {listed}{more}" if listed else "no missing values")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,9 @@ from hawker.shop.artefacts import write_text
 from hawker.shop.errors import InputError, did_you_mean
 
 Config = TypeVar("Config")
+
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+"""What YAML 1.1 takes for text where everybody means a number: ``1e-3``, ``1.5e3``."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -61,11 +66,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in arguments:
             raise InputError("unknown choice", where=where, got=value, expected=" or ".join(map(repr, arguments)))
         return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], item, where) for item in value)
+    if origin is tuple:
+        any_length = arguments[-1] is Ellipsis
+        if not isinstance(value, (list, tuple)) or not (any_length or len(value) == len(arguments)):
+            expected = "a list" if any_length else f"a list of {len(arguments)}"
+            raise InputError("wrong type", where=where, got=value, expected=expected)
+        hints = [arguments[0]] * len(value) if any_length else arguments
+        return tuple(_convert(hint, item, where) for hint, item in zip(hints, value, strict=True))
     options = arguments or (hint,)  # `int | None` has arguments, `int` has none
     if value is None and type(None) in options:
         return None
+    if float in options and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError("not a finite number", where=where, got=value)
     for option in options:
         if option is Path and isinstance(value, str):
             return Path(value)
@@ -93,5 +107,7 @@ def load_config(cls: type[Config], path: Path) -> Config:
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError("not a YAML file", where=path, got=str(error).splitlines()[0]) from None
-    return from_dict(cls, values or {}, path)
+        mark = getattr(error, "problem_mark", None)
+        line = f"{path} line {mark.line + 1}" if mark else path
+        raise InputError("not a YAML file", where=line, got=str(error).splitlines()[0]) from None
+    return from_dict(cls, {} if values is None else values, path)

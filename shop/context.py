@@ -54,9 +54,17 @@ class ContextBuilder:
 
     @classmethod
     def fit(cls, impressions: pd.DataFrame, items: pd.DataFrame) -> ContextBuilder:
-        """Learn the schemas from the impressions and the items of a log."""
-        table = _with_time(impressions)
-        return cls(FeatureSchema.fit(table, [*TIME, *feature_columns(impressions)]), Catalog.from_items(items))
+        """Learn the schemas from the impressions and the items of a log.
+
+        Raises:
+            InputError: A feature has the name of a time feature.
+        """
+        columns = feature_columns(impressions)
+        if taken := sorted(set(TIME) & set(columns)):
+            raise InputError(
+                "the name is taken by a time feature", where=f"impressions column {taken[0]}", remedy="rename it"
+            )
+        return cls(FeatureSchema.fit(_with_time(impressions), [*TIME, *columns]), Catalog.from_items(items))
 
     def from_impressions(self, impressions: pd.DataFrame) -> Context[npt.NDArray[Any]]:
         """Return the context of every row, with the whole catalog as candidates."""
@@ -90,6 +98,8 @@ class ContextBuilder:
         for name, value in shopper.items():
             if value is not None and name in self.shopper.numeric and not _is_finite(value):
                 raise InputError("not a number", where=f"{where}: shopper.{name}", got=value, expected="a number")
+            if value is not None and not isinstance(value, (str, int, float)):
+                raise InputError("not a text", where=f"{where}: shopper.{name}", got=value, expected="a text")
         try:
             timestamp: pd.Timestamp | None = pd.Timestamp(request["timestamp"])
         except KeyError:
@@ -130,6 +140,8 @@ class ContextBuilder:
 TIME = ["hour_sin", "hour_cos"]
 """The time features: the hour of the day (UTC) as a point on the unit circle."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def _with_time(rows: pd.DataFrame) -> pd.DataFrame:
     angle = 2 * np.pi * (rows["timestamp"].dt.hour + rows["timestamp"].dt.minute / 60).to_numpy(np.float64) / 24
@@ -145,4 +157,4 @@ def _check_keys(values: Any, known: Any, where: object) -> None:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST

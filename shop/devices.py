@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from hawker.shop.errors import InputError
@@ -21,12 +22,13 @@ def resolve_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError("unknown device", where="device", got=name, expected="auto, cpu, cuda or cuda:N") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError("unknown device", where="device", got=name, expected="auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("no GPU that torch can use", where="device", got=name, remedy="use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError("no such GPU", where="device", got=name, expected=f"below cuda:{torch.cuda.device_count()}")
     return device
 
 
@@ -35,9 +37,15 @@ def choose_threads() -> int:
 
     The tensors here are small: a second thread gains little alone, and beside another busy process the threads wait
     for each other and run many times slower.
+
+    Raises:
+        InputError: ``OMP_NUM_THREADS`` is not a positive number.
     """
     import torch
 
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or 1))
+    wanted = (os.environ.get("OMP_NUM_THREADS") or "1").partition(",")[0]  # OpenMP takes a list, one for each level
+    if not wanted.strip().isdecimal() or int(wanted) == 0:
+        raise InputError("not a number of threads", where="OMP_NUM_THREADS", got=wanted, expected="1, 2, ...")
+    threads = int(wanted)
     torch.set_num_threads(threads)
     return threads

@@ -5,6 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_VALUE = 200
+"""Characters of an offending value that are shown."""
+
+MOST_NAMES = 20
+"""Known names that are listed where none is close to the unknown one."""
+
 
 class InputError(ValueError):
     """Input that Hawker cannot use: a file, a column, a value, an option.
@@ -26,15 +32,22 @@ class InputError(ValueError):
         self.what, self.where, self.got, self.expected, self.remedy = what, str(where), got, expected, remedy
         against = ", ".join(
             part
-            for part in (f"got {got!r}" if got is not None else "", f"expected {expected}" if expected else "")
+            for part in (f"got {_shown(got)}" if got is not None else "", f"expected {expected}" if expected else "")
             if part
         )
         line = "; ".join(part for part in (what, against, remedy) if part)
         super().__init__(" ".join((f"{where}: {line}" if self.where else line).split()))
 
 
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'?" for the closest known name, else "known: a, b, c"."""
+    """Return "did you mean 'x'?" for the closest known name, else "known: a, b, c", at most 20 of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known[:MOST_NAMES]) or 'none'}{', ...' if len(known) > MOST_NAMES else ''}"

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import feature_columns
 
 Level = Literal["ok", "warn", "bad"]
@@ -38,30 +39,12 @@ class Finding(NamedTuple):
     text: str
 
 
-class Figure(NamedTuple):
-    """A number with what is needed to believe it.
-
-    Attributes:
-        value: The number.
-        low: Lower end of its 95% interval; None for a count.
-        high: Upper end.
-        n: Rows it was made from.
-        unit: Its unit ("rows", "share", "days").
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-    unit: str
-
-
 Found = Iterator[Finding | tuple[str, Figure]]
 
 
 def count(value: int, n: int, unit: str = "rows") -> Figure:
-    """Return a count as a figure."""
-    return Figure(value, None, None, n, unit)
+    """Return a count as a figure without an interval."""
+    return figure(value, None, None, n, unit)
 
 
 def click_rate(shown: pd.DataFrame) -> Found:
@@ -69,7 +52,7 @@ def click_rate(shown: pd.DataFrame) -> Found:
     clicks, n = int(shown["clicked"].sum()), len(shown)
     low, high = _wilson(clicks, n)
     yield "clicks", count(clicks, n, "clicks")
-    yield "ctr", Figure(clicks / n, low, high, n, "clicks per impression")
+    yield "ctr", figure(clicks / n, low, high, n, "clicks per impression")
     text = f"{clicks:,} clicks in {n:,} impressions: CTR {clicks / n:.3%} [{low:.3%}, {high:.3%}]"
     yield Finding("ok" if clicks else "warn", "ctr", text if clicks else f"{text}; nothing can be learned of clicks")
 
@@ -103,9 +86,9 @@ def propensity(shown: pd.DataFrame, choices: pd.Series[float]) -> Found:
         yield Finding("warn", "propensity", "not recorded: no off-policy estimate can be made from these logs")
         return
     p = shown["propensity"]
-    yield "propensity.missing", Figure(float(p.isna().mean()), None, None, len(p), "share")
-    yield "propensity.min", Figure(float(p.min()), None, None, len(p), "probability")
-    yield "propensity.max", Figure(float(p.max()), None, None, len(p), "probability")
+    yield "propensity.missing", figure(float(p.isna().mean()), None, None, len(p), "share")
+    yield "propensity.min", figure(float(p.min()), None, None, len(p), "probability")
+    yield "propensity.max", figure(float(p.max()), None, None, len(p), "probability")
     rows = choices.index[p[choices.index].notna()]
     n = len(rows)
     if n < 2:
@@ -117,9 +100,9 @@ def propensity(shown: pd.DataFrame, choices: pd.Series[float]) -> Found:
     by_page = (excess - excess.mean()).groupby([shown.loc[rows, "visit_id"], shown.loc[rows, "page"]]).sum()
     error = float(np.sqrt((by_page**2).sum()) / n)
     share = float(inverse.max() / inverse.sum())
-    yield "propensity.mean_inverse", Figure(mean, mean - 1.96 * error, mean + 1.96 * error, n, "items")
-    yield "propensity.items", Figure(target, None, None, n, "items")
-    yield "propensity.largest_share", Figure(share, None, None, n, "share")
+    yield "propensity.mean_inverse", figure(mean, mean - 1.96 * error, mean + 1.96 * error, n, "items")
+    yield "propensity.items", figure(target, None, None, n, "items")
+    yield "propensity.largest_share", figure(share, None, None, n, "share")
     text = f"mean of 1/p is {mean:.2f} (standard error {error:.2f}) for {target:.2f} items to choose from"
     if n > 1 / _LARGEST_SHARE and share > _LARGEST_SHARE:
         row = f"one row (p = {p[rows].min():.3g}) makes {share:.0%} of the sum"
@@ -166,7 +149,7 @@ def drift(shown: pd.DataFrame) -> Found:
     change = rate2 - rate1
     low = change - float(np.hypot(rate2 - low2, high1 - rate1))  # Newcombe (1998), method 10
     high = change + float(np.hypot(high2 - rate2, rate1 - low1))
-    yield "drift.ctr", Figure(change, low, high, n, "clicks per impression")
+    yield "drift.ctr", figure(change, low, high, n, "clicks per impression")
     rates = f"{rate1:.3%} in the first {name}, {rate2:.3%} in the last"
     text = f"CTR {rates}: change {change:+.3%} [{low:+.3%}, {high:+.3%}]"
     yield Finding("warn" if low > 0 or high < 0 else "ok", "drift.ctr", text)
@@ -175,7 +158,7 @@ def drift(shown: pd.DataFrame) -> Found:
         if shown[column].dtype in ("str", "category"):
             shift, chance = _psi(first[column], last[column])
             shifts[column] = shift - chance
-            yield f"drift.psi.{column}", Figure(shift, None, None, n, "nats")
+            yield f"drift.psi.{column}", figure(shift, None, None, n, "nats")
     over = f"over chance (population stability index, first against last {name})"
     mix = shifts.pop("item_id")
     yield Finding("warn" if mix > _PSI_SHIFT else "ok", "drift.items", f"what is shown moves by {mix:.3f} {over}")
@@ -220,7 +203,7 @@ def leakage(shown: pd.DataFrame) -> Found:
         yield Finding("warn", "leakage", text)
     elif aucs:
         column = max(aucs, key=lambda name: aucs[name])
-        yield "leakage.auc", Figure(aucs[column], None, None, len(sample), "AUC")
+        yield "leakage.auc", figure(aucs[column], None, None, len(sample), "AUC")
         text = f"no feature alone tells the click; the nearest is {column}, AUC {aucs[column]:.2f}"
         yield Finding("ok", "leakage", text)
 
@@ -240,7 +223,7 @@ def bots(shown: pd.DataFrame) -> Found:
     busiest = hourly.groupby(level=0).max()
     many = busiest[busiest > _BOT_PAGES]
     yield "bots", count(len(many), len(shown), "shoppers")
-    yield "pages_per_hour.max", Figure(float(busiest.max()), None, None, len(pages), "pages per hour")
+    yield "pages_per_hour.max", figure(float(busiest.max()), None, None, len(pages), "pages per hour")
     if len(many):
         rows = int(shown["shopper_id"].isin(many.index).sum())
         text = f"{len(many):,} shoppers saw over {_BOT_PAGES} pages in an hour ({_some(many.index)}); {rows:,} rows"

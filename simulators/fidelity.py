@@ -126,18 +126,26 @@ def _log_losses(probability: FloatArray, clicked: FloatArray) -> FloatArray:
 
 
 def mean_figure(values: FloatArray, cluster: npt.NDArray[Any] | None, unit: str) -> Figure:
-    """Return a mean with its 95% interval, normal with a variance by cluster where rows share a shopper."""
+    """Return a mean with its 95% interval, normal with a variance by cluster where rows share a shopper.
+
+    Without variation, as where nobody clicked or all rows are one shopper's, there is no interval.
+    """
     group = np.arange(len(values)) if cluster is None else pd.factorize(cluster)[0]
     mean = float(values.mean())
     deviation = np.bincount(group, values - mean)
     n_groups = len(deviation)
     error = np.sqrt((deviation**2).sum() * n_groups / max(n_groups - 1, 1)) / len(values)
     half = float(scipy.stats.norm.ppf(0.975) * error)
+    if half <= 1e-12 * abs(mean):
+        return figure(mean, None, None, len(values), unit)
     return figure(mean, mean - half, mean + half, len(values), unit)
 
 
 def auc_figure(score: FloatArray, clicked: FloatArray) -> Figure:
-    """Return the area under the ROC curve with the interval of Hanley and McNeil (1982); null with one class only."""
+    """Return the area under the ROC curve with the interval of Hanley and McNeil (1982); null with one class only.
+
+    Their variance is 0 where the classes are told apart without a fault: then there is no interval.
+    """
     positive = int(clicked.sum())
     negative = len(clicked) - positive
     if not positive or not negative:
@@ -146,6 +154,8 @@ def auc_figure(score: FloatArray, clicked: FloatArray) -> Figure:
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positive - 1) * (q1 - auc**2) + (negative - 1) * (q2 - auc**2)
     half = float(scipy.stats.norm.ppf(0.975) * np.sqrt(variance / (positive * negative)))
+    if not half:
+        return figure(auc, None, None, len(clicked), "probability")
     return figure(auc, max(0.0, auc - half), min(1.0, auc + half), len(clicked), "probability")
 
 

@@ -14,8 +14,9 @@ from hawker.shop.context import ContextBuilder
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
+from hawker.simulators.config import FitConfig
 from hawker.simulators.fidelity import measure_fidelity
-from hawker.simulators.fitting import FitConfig, Progress, fit_ensemble
+from hawker.simulators.fitting import Progress, fit_ensemble
 from hawker.simulators.split import three_way
 from hawker.simulators.store import (
     FIRST_ARCHITECTURE,
@@ -24,6 +25,20 @@ from hawker.simulators.store import (
     require_impressions,
     whole_catalog,
 )
+
+BOUNDS = {
+    "members": (1, 100),
+    "calibration_share": (0, 1),
+    "epochs": (1, 10_000),
+    "patience": (1, 10_000),
+    "batch": (1, 10_000_000),
+    "learning_rate": (1e-9, 1),
+    "effect_scale": (1e-3, 1e3),
+    "taste_scale": (1e-3, 1e3),
+    "id_dropout": (0, 1),
+    "seed": (0, 2**63 - 1),
+}
+"""What a ``FitConfig`` may hold, from and to."""
 
 MAX_ARRIVALS = 100_000
 """Contexts kept per part to draw arriving shoppers from; a longer log is thinned at random."""
@@ -44,8 +59,10 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
     Raises:
         InputError: The logs or the config cannot be used.
     """
-    if config.members < 1 or config.epochs < 1 or config.batch < 1:
-        raise InputError("bad config", where="fit", got=config, expected="members, epochs and batch of at least 1")
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # NaN too
+            raise InputError("bad config", where=f"fit.{name}", got=value, expected=f"a number from {low} to {high}")
     device = resolve_device(config.device)
     logs = read_logs(logs_path)
     impressions = require_impressions(logs)

@@ -12,43 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hawker.shop.context import ContextBuilder
-from hawker.simulators.shopper import ARCHITECTURES, Ensemble, ShopperModel, calibrated
+from hawker.simulators.config import FitConfig
+from hawker.simulators.shopper import ARCHITECTURES, Ensemble, ShopperModel, calibrated, log_odds
 from hawker.simulators.split import bootstrap_rows, later_rows
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How shoppers are learned.
-
-    Attributes:
-        members: Models in an ensemble.
-        shares: Shares of the log for training strategies, for the judge, and for off-policy estimates.
-        calibration_share: Last share of a part's rows, in order of time, that calibrates.
-        epochs: Most passes over the data; a member stops early when the rows its bootstrap left out stop improving.
-        patience: Epochs without improvement before it stops.
-        batch: Rows of a step.
-        learning_rate: Adam's step size.
-        effect_scale: Prior standard deviation of an effect on the log-odds: small where clicks are few.
-        taste_scale: Prior standard deviation of an entry of the taste vectors' weights.
-        id_dropout: Probability that an item's own vectors are left out of a step.
-        seed: Decides splits, bootstraps, first weights and the order of rows.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-    """
-
-    members: int = 5
-    shares: tuple[float, float, float] = (0.6, 0.2, 0.2)
-    calibration_share: float = 0.3
-    epochs: int = 60
-    patience: int = 6
-    batch: int = 2048
-    learning_rate: float = 0.01
-    effect_scale: float = 0.5
-    taste_scale: float = 0.15
-    id_dropout: float = 0.1
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -129,10 +97,12 @@ def fit_ensemble(
         model = ShopperModel(builder, size, architecture, ctr, torch_generator).to(device)
         fitting, stopping = (rows.take(torch.from_numpy(part).to(device)) for part in (drawn, left_out))
         epochs, loss = _fit_member(model, fitting, stopping, config, torch_generator)
-        progress(f"member {i + 1} of {config.members}: {epochs} epochs, log loss {loss:.5f} on rows left out")
+        told = f"{epochs} epochs, log loss {loss:.5f} on rows left out"
+        told = told if len(left_out) else "no row left out to stop by, kept at the mean click rate"
+        progress(f"member {i + 1} of {config.members}: {told}")
         members.append(model)
         unseen.append(np.isin(np.flatnonzero(late), left_out))
-    calibration = _calibration(
+    calibration = calibrate(
         members, rows.take(torch.from_numpy(np.flatnonzero(late)).to(device)), torch.from_numpy(np.stack(unseen))
     )
     return Ensemble(members, calibration).to(device).eval()
@@ -177,8 +147,8 @@ def _negative_log_prior(model: ShopperModel, config: FitConfig) -> Tensor:
     return penalty
 
 
-def _calibration(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Tensor:
-    """Fit log-odds z -> a + b z to the mean of the members' probabilities, in favour of leaving them as they are.
+def calibrate(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Tensor:
+    """Return a and b of log-odds z -> a + b z, fitted to the mean of the members' probabilities.
 
     The level at the mean z and the slope b have Gaussian priors around no change, with standard deviations 0.1 and
     0.25: they weigh as much as a hundred clicks or fewer, so that ten clicks can neither move the click rate by half
@@ -192,14 +162,14 @@ def _calibration(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Ten
     weight = unseen.to(rows.clicked.device).float()
     usable = weight.sum(0) > 0
     with torch.no_grad():
-        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])[:, usable]
+        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])[:, usable].double()
     weight, clicked = weight[:, usable] / weight[:, usable].sum(0), rows.clicked[usable]
-    identity = torch.tensor([0.0, 1.0], device=raw.device)
+    identity = torch.tensor([0.0, 1.0], device=raw.device, dtype=raw.dtype)
     if not len(clicked):
-        return identity
-    mean = raw.logit().mean()
-    scale = torch.tensor([0.1, 0.25], device=raw.device)
-    change = torch.zeros(2, device=raw.device, requires_grad=True)  # of the level at the mean, of the slope
+        return identity.float()
+    mean = log_odds(raw).mean()
+    scale = torch.tensor([0.1, 0.25], device=raw.device, dtype=raw.dtype)
+    change = torch.zeros(2, device=raw.device, dtype=raw.dtype, requires_grad=True)  # level, slope
     optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
 
     def calibration() -> Tensor:
@@ -207,10 +177,11 @@ def _calibration(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Ten
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        probability = (calibrated(raw, calibration()) * weight).sum(0)
+        # A line search may try a slope that underflows every probability: the bound keeps the loss finite there.
+        probability = (calibrated(raw, calibration()) * weight).sum(0).clamp(min=1e-30)
         loss = log_loss(probability.log(), clicked) + (change / scale).square().sum() / (2 * len(clicked))
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return calibration().detach() if bool(torch.isfinite(change).all()) else identity
+    return (calibration().detach() if bool(torch.isfinite(change).all()) else identity).float()

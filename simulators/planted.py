@@ -11,32 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Outcome
+from hawker.simulators.config import PlantedEffects
 from hawker.simulators.world import Shoppers
-
-
-@dataclass(frozen=True)
-class PlantedEffects:
-    """Sizes of the planted effects, as standard deviations on the scale of log-odds.
-
-    Attributes:
-        ctr: Mean click probability of an impression under the uniform strategy.
-        item: Effects of the items, half of their variance explained by item features.
-        shopper: Effects of the shoppers' features, the same for every item.
-        taste: Interactions of shopper features with item features (a matrix of rank 3).
-        affinity: Effect of one unit of recorded affinity.
-        examination: Share of shoppers who look at a position, relative to the one above it.
-    """
-
-    ctr: float = 0.02
-    item: float = 0.9
-    shopper: float = 0.4
-    taste: float = 0.2
-    affinity: float = 0.5
-    examination: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -115,7 +95,9 @@ class PlantedWorld:
 
     def best_slate(self, row: Tensor) -> Tensor:
         """Return the slate with the most expected clicks for bank rows (N,): shape (N, K)."""
-        return self._score[row].topk(self.size, dim=1).indices
+        found = min(self.size, len(self.builder.catalog))
+        best = self._score[row].topk(found, dim=1).indices
+        return nn.functional.pad(best, (0, self.size - found), value=EMPTY)
 
     def draw(self, n: int, generator: torch.Generator) -> PlantedRows:
         """Draw n impressions of the uniform strategy: shopper, item, position and click."""
@@ -131,7 +113,8 @@ class PlantedWorld:
 
         Args:
             n: Rows to write.
-            logged: The log whose rows, in order, are this world's shoppers; their features and times are kept.
+            logged: The log whose rows, in order, are this world's shoppers; their features and times are kept, what
+                they bought is not.
             seed: Decides shoppers, items, positions and clicks.
         """
         drawn = self.draw(n, torch.Generator(self.device).manual_seed(seed))
@@ -140,10 +123,12 @@ class PlantedWorld:
         )
         order = np.argsort(logged["timestamp"].to_numpy()[row], kind="stable")
         return (
-            logged.iloc[row[order]]
+            logged.drop(columns=["converted", "revenue"], errors="ignore")
+            .iloc[row[order]]
             .reset_index(drop=True)
             .assign(
                 visit_id=np.arange(n),
+                page=0,
                 item_id=np.array(self.builder.catalog.item_ids)[item[order]],
                 position=position[order],
                 clicked=clicked[order].astype(np.int8),

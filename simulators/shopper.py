@@ -65,20 +65,18 @@ class ShopperModel(nn.Module):
         n_items, hidden = len(builder.catalog), architecture.hidden
         self.base = nn.Parameter(torch.tensor(np.log(ctr / (1.0 - ctr)), dtype=torch.float32))
         self.position = nn.Parameter(torch.zeros(size))
-        self.shopper_effect = nn.Linear(builder.shopper.width, 1, bias=False)
-        self.item_effect = nn.Linear(features.width, 1, bias=False)
-        self.own_effect = nn.Embedding(n_items, 1)
+        self.shopper_effect = _Linear(builder.shopper.width, 1, bias=False)
+        self.item_effect = _Linear(features.width, 1, bias=False)
+        self.own_effect = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False)
         self.affinity_effect = nn.Parameter(torch.zeros(()))
         self.shopper_taste = _tower(builder.shopper.width, architecture)
         self.item_taste = _tower(features.width, architecture)
-        self.own_taste = nn.Embedding(n_items, hidden)
+        self.own_taste = nn.Embedding.from_pretrained(torch.zeros(n_items, hidden), freeze=False)
         for name, parameter in self.named_parameters():
-            if "effect" in name or "own" in name:
+            if "effect" in name or name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif name.endswith("weight"):
-                nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5, generator=generator)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+            elif name.endswith("weight") and "own" not in name:
+                nn.init.normal_(parameter, std=0.5 * max(parameter.shape[1], 1) ** -0.5, generator=generator)
 
     def log_odds(self, shopper: Tensor, item: Tensor, affinity: Tensor, keep_own: Tensor | None = None) -> Tensor:
         """Return the log-odds of a click given examination, shape (B, K).
@@ -115,11 +113,18 @@ class ShopperModel(nn.Module):
         return (attraction + self.log_examination()).exp().masked_fill(slate == EMPTY, 0.0)
 
 
+class _Linear(nn.Linear):
+    """A linear layer that waits for its first weights: torch would draw them from its global generator."""
+
+    def reset_parameters(self) -> None:
+        """Leave them to the model."""
+
+
 def _tower(width: int, architecture: Architecture) -> nn.Module:
     if architecture.depth == 1:
-        return nn.Linear(width, architecture.hidden, bias=False)
+        return _Linear(width, architecture.hidden, bias=False)
     hidden = 2 * architecture.hidden
-    return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, architecture.hidden, bias=False))
+    return nn.Sequential(_Linear(width, hidden), nn.Tanh(), _Linear(hidden, architecture.hidden, bias=False))
 
 
 class Ensemble(nn.Module):
@@ -149,4 +154,9 @@ class Ensemble(nn.Module):
 
 def calibrated(probability: Tensor, calibration: Tensor) -> Tensor:
     """Map probabilities through log-odds z -> a + b z (Platt, 1999), with ``calibration`` = (a, b)."""
-    return (calibration[0] + calibration[1] * probability.clamp(1e-7, 1 - 1e-6).logit()).sigmoid()
+    return (calibration[0] + calibration[1] * log_odds(probability)).sigmoid()
+
+
+def log_odds(probability: Tensor) -> Tensor:
+    """Return the log-odds of probabilities, finite at 0 and 1 too."""
+    return probability.clamp(1e-7, 1 - 1e-6).logit()

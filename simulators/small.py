@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 
 from hawker.shop.context import ContextBuilder
-from hawker.simulators.planted import PlantedEffects, PlantedWorld
+from hawker.simulators.config import PlantedEffects
+from hawker.simulators.planted import PlantedWorld
 
 
 def small_tables(

@@ -29,18 +29,20 @@ def three_way(
     Raises:
         InputError: The shares are not positive or do not sum to 1; a part would be empty.
     """
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # so that NaN is refused
         raise InputError("bad shares", where="shares", got=shares, expected="three positive numbers that sum to 1")
     bounds = np.cumsum(shares)[:2]
     if impressions["shopper_id"].notna().all():
         code, ids = pd.factorize(impressions["shopper_id"], sort=True)
         rank = np.random.default_rng(seed).permutation(len(ids))
-        part, unit = np.searchsorted(bounds, (rank + 0.5) / len(ids))[code], "shopper"
+        part, unit, n_units = np.searchsorted(bounds, (rank + 0.5) / len(ids))[code], "shopper", len(ids)
     else:
-        part, unit = np.searchsorted(bounds, (np.arange(len(impressions)) + 0.5) / len(impressions)), "time"
+        n_units = len(impressions)
+        part, unit = np.searchsorted(bounds, (np.arange(n_units) + 0.5) / n_units), "time"
     counts = np.bincount(part, minlength=3)
     if counts.min() == 0:
-        raise InputError("too few rows to split in three", where="impressions", got=len(impressions))
+        what = "shoppers" if unit == "shopper" else "rows"
+        raise InputError(f"too few {what} to split in three", where="impressions", got=n_units)
     return part.astype(np.int8), unit
 
 

@@ -17,7 +17,7 @@ from hawker.shop.config import from_dict, to_dict
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.errors import InputError
 from hawker.shop.logs import Logs, read_logs
-from hawker.simulators.fitting import FitConfig
+from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.shopper import ARCHITECTURES, Ensemble, ShopperModel
 from hawker.simulators.split import PARTS, three_way

@@ -56,8 +56,8 @@ def test_true_slate_propensities_pass_and_wrong_ones_do_not():
     shown = log(len(rows), visit_id=visit, position=position, item_id=item, propensity=p)
     findings, figures = split(quality.propensity(shown, quality.choices(shown, 8, None)))
     assert findings["propensity"][0] == "ok"
-    assert figures["propensity.items"].value == pytest.approx(7.0)
-    assert figures["propensity.mean_inverse"].low < 7.0 < figures["propensity.mean_inverse"].high
+    assert figures["propensity.items"]["value"] == pytest.approx(7.0)
+    assert figures["propensity.mean_inverse"]["low"] < 7.0 < figures["propensity.mean_inverse"]["high"]
     wrong = shown.assign(propensity=p / 2)
     findings, _ = split(quality.propensity(wrong, quality.choices(wrong, 8, None)))
     assert findings["propensity"][0] == "warn"
@@ -70,8 +70,8 @@ def test_standard_error_is_by_page():
     # 1/p - choices: (2 - 4, 4 - 3, 5 - 4, 10 - 3) = (-2, 1, 1, 7), mean 1.75; by page -4.5 and 4.5
     error = np.sqrt(4.5**2 * 2) / 4
     figure = figures["propensity.mean_inverse"]
-    assert figure.value == pytest.approx(21 / 4)
-    assert figure.high - figure.value == pytest.approx(1.96 * error)
+    assert figure["value"] == pytest.approx(21 / 4)
+    assert figure["high"] - figure["value"] == pytest.approx(1.96 * error)
 
 
 def test_propensities_that_are_not_there():
@@ -86,7 +86,7 @@ def test_support():
     shown = log(4, item_id=["a", "b", "a", "a"], position=[0, 0, 1, 1])
     findings, figures = split(quality.support(shown, pd.Series(["a", "b", "c"])))
     assert findings["support"] == ("warn", "1 of 3 items were never shown (c): nothing is known of them")
-    assert [figures[f"items_never_shown.position_{k}"].value for k in (0, 1)] == [1, 2]
+    assert [figures[f"items_never_shown.position_{k}"]["value"] for k in (0, 1)] == [1, 2]
     findings, _ = split(quality.support(shown, pd.Series(["a", "b"])))
     assert findings["support"] == ("ok", "all 2 items were shown, though never: 1 at position 1")
 
@@ -94,7 +94,7 @@ def test_support():
 def test_click_rate_without_clicks():
     findings, figures = split(quality.click_rate(log(100, clicked=0)))
     assert findings["ctr"][0] == "warn"
-    assert figures["ctr"].high > 0
+    assert figures["ctr"]["high"] > 0
 
 
 def test_drift_of_clicks_features_and_weeks():
@@ -108,7 +108,7 @@ def test_drift_of_clicks_features_and_weeks():
     assert moved["drift.ctr"][0] == moved["drift.features"][0] == "warn"
     assert "first third" in moved["drift.ctr"][1]
     assert "segment moves most" in moved["drift.features"][1]
-    assert figures["drift.ctr"].low < 0.1 < figures["drift.ctr"].high
+    assert figures["drift.ctr"]["low"] < 0.1 < figures["drift.ctr"]["high"]
 
 
 def test_change_of_rate_is_newcombes():
@@ -119,8 +119,8 @@ def test_change_of_rate_is_newcombes():
     # 2 of 30 against 10 of 30: Wilson (0.0185, 0.2132) and (0.1923, 0.5122)
     low = 8 / 30 - np.hypot(10 / 30 - 0.19231, 0.21324 - 2 / 30)
     high = 8 / 30 + np.hypot(0.51222 - 10 / 30, 2 / 30 - 0.01848)
-    assert figures["drift.ctr"].value == pytest.approx(8 / 30)
-    assert (figures["drift.ctr"].low, figures["drift.ctr"].high) == pytest.approx((low, high), abs=1e-4)
+    assert figures["drift.ctr"]["value"] == pytest.approx(8 / 30)
+    assert (figures["drift.ctr"]["low"], figures["drift.ctr"]["high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_psi_by_hand():
@@ -151,6 +151,6 @@ def test_bots_are_found():
     fast = pd.date_range("2026-01-01", periods=n, freq="s", tz="UTC")
     findings, figures = split(quality.bots(log(n, shopper_id=shoppers, timestamp=fast)))
     assert findings["bots"] == ("warn", "1 shoppers saw over 360 pages in an hour (robot); 500 rows")
-    assert figures["pages_per_hour.max"].value == 500
+    assert figures["pages_per_hour.max"]["value"] == 500
     assert split(quality.bots(log(n, shopper_id=shoppers)))[0]["bots"][0] == "ok"
     assert "unknown" in split(quality.bots(log(5)))[0]["bots"][1]

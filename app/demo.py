@@ -1,0 +1,158 @@
+"""``hawker demo``: the whole way on real logs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hawker.agents.config import TrainConfig
+from hawker.agents.train import train
+from hawker.app.reports import print_ab, print_fidelity, print_ope, progress_bar
+from hawker.app.tables import console, figure_table, text_table
+from hawker.benchmarks.abtest import ab_test
+from hawker.benchmarks.arms import load_arm
+from hawker.benchmarks.evaluation import evaluate
+from hawker.policies.bundle import Bundle, decide_request
+from hawker.policies.export import export_bundle
+from hawker.policies.trained import TrainedStrategy
+from hawker.shop.artefacts import write_json
+from hawker.shop.checks import check_logs
+from hawker.shop.devices import choose_threads
+from hawker.shop.importers import Campaign, import_obd, shipped
+from hawker.shop.run import Run
+from hawker.simulators.config import FitConfig
+from hawker.simulators.fit import fit
+
+SHOPPERS = 100_000
+"""Simulated shoppers of the A/B test."""
+
+
+def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str, Any]:
+    """Import, check, fit, train, estimate, test, export and decide; write ``summary.json`` to the run.
+
+    Shoppers are learned from the log of the uniformly random strategy. The log of the shop's own strategy, Bernoulli
+    Thompson sampling, serves as something to compare with: its clone is estimated off-policy from the random log, and
+    beside it stands what it really earned.
+
+    Args:
+        logs: Folder of the Open Bandit Dataset; None takes the sample that ships with Hawker.
+        campaign: Its campaign.
+        run: Where everything goes.
+        seed: Decides everything that is drawn.
+
+    Returns:
+        The summary.
+    """
+    started = time.perf_counter()
+    choose_threads()
+    screen, source = console(), logs or shipped("obd")
+    data: dict[str, Any] = {}
+    _heading("1. Logs", f"Open Bandit Dataset, campaign {campaign}: {'the shipped sample' if logs is None else source}")
+    for strategy in ("random", "bts"):
+        path = run.path / "logs" / strategy
+        report = import_obd(source, path, strategy=strategy, campaign=campaign)
+        checked = check_logs(path)
+        data[strategy] = {**checked.to_dict(), "quarantined": report.quarantined}
+        rows = [(finding.level, finding.name, finding.text) for finding in checked.findings]
+        screen.print(text_table(f"{strategy} strategy", ("level", "what", "finding"), rows))
+
+    _heading("2. Shoppers", "learned from the random strategy's log")
+    with screen.status("fitting") as status:
+        shoppers, fidelity = fit(run.path / "logs" / "random", run.shoppers, FitConfig(seed=seed), status.update)
+    print_fidelity(fidelity)
+
+    _heading("3. Strategy", "PPO against the learned shoppers")
+    with progress_bar("pages") as update:
+        _, trained = train(run, TrainConfig(seed=seed), resume=False, progress=update)
+    screen.print(figure_table("In the world it was trained in (an upper bound)", trained["figures"]))
+
+    _heading("4. Off-policy", "what the rows that nothing was trained on say")
+    clone = f"clone:{run.path / 'logs' / 'bts'}"
+    arms = [load_arm(name, shoppers, run) for name in ("random", clone, "trained")]
+    arms[1].name = "bts-clone"
+    ope = evaluate(shoppers, arms, seed=seed)
+    print_ope(ope)
+
+    _heading("5. Simulated A/B", "fresh shoppers of the judge, learned from other rows than the strategy's shoppers")
+    ab = ab_test(arms, shoppers.world("judge"), shoppers=SHOPPERS, seed=seed)
+    print_ab(ab)
+
+    _heading("6. Bundle", "what a serving process needs, without torch")
+    bundle_path = run.path / "bundle"
+    bundle = export_bundle(TrainedStrategy.load(run.policy, torch.device("cpu")), bundle_path)
+    screen.print(figure_table(str(bundle_path), bundle["figures"]))
+    request = example_request(shoppers.read_part("estimate").iloc[0], shoppers.builder.shopper.columns)
+    write_json(run.path / "context.json", request)
+    decision = decide_request(Bundle.load(bundle_path), request, str(run.path / "context.json"), seed)
+    screen.print(f"hawker decide {bundle_path} --context {run.path / 'context.json'}")
+    screen.print(json.dumps(decision))
+
+    summary = {
+        "data": data,
+        "fidelity": fidelity,
+        "train": trained,
+        "ope": ope,
+        "ab": ab,
+        "bundle": bundle,
+        "decide": decision,
+        "verdict": (judgement := verdict(ope, ab)),
+        "seed": seed,
+        "seconds": (seconds := round(time.perf_counter() - started, 1)),
+    }
+    write_json(run.path / "summary.json", summary)
+    _heading("Verdict", judgement["text"])
+    for reason in judgement["because"]:
+        screen.print(f"- {reason}")
+    screen.print(f"{run.path / 'summary.json'}, {seconds:.0f} s")
+    return summary
+
+
+def _heading(what: str, about: str) -> None:
+    console().print(f"\n[bold]{what}[/bold]: {about}")
+
+
+def example_request(row: Any, columns: list[str]) -> dict[str, Any]:
+    """Return the context of a logged impression as a serving request, for the features in ``columns``."""
+    shopper = {name: row[name] for name in columns if name in row.index}
+    affinity = {
+        name.removeprefix("affinity."): float(row[name])
+        for name in row.index
+        if name.startswith("affinity.") and row[name]
+    }
+    shopper = {name: value.item() if hasattr(value, "item") else value for name, value in shopper.items()}
+    return {"timestamp": row["timestamp"].isoformat(), "shopper": shopper, "affinity": affinity}
+
+
+def verdict(ope: dict[str, Any], ab: dict[str, Any]) -> dict[str, Any]:
+    """Say whether the trained strategy can be told from the random one, as the intervals have it.
+
+    It takes both kinds of evidence, pointing the same way: the off-policy difference on logged clicks, and the
+    simulated test with the uncertainty of its models.
+    """
+    because = []
+    signs = []
+    difference = ope["figures"].get("dr.trained_minus_random")
+    if difference is None:
+        refused = ope["refused"].get("trained") or ope["refused"].get("random")
+        because.append(f"off-policy: no estimate: {refused}")
+        signs.append(0)
+    else:
+        low, high = difference["low"], difference["high"]
+        seen = f"{difference['value']:+.4f} clicks per impression [{low:+.4f}, {high:+.4f}]"
+        because.append(f"off-policy: trained minus random is {seen}")
+        signs.append(1 if low > 0 else -1 if high < 0 else 0)
+    pair = next(pair for pair in ab["pairs"] if pair["treatment"] == "trained")
+    because.append(f"simulated: {pair['verdict']}")
+    lift = ab["figures"][f"pair.trained.{ab['deciding_metric']}_lift"]["value"] or 0.0
+    signs.append((1 if lift > 0 else -1) if pair["distinguishable"] else 0)
+    if signs == [1, 1]:
+        text = "trained is better than random: logged clicks and simulated shoppers agree"
+    elif signs == [-1, -1]:
+        text = "trained is worse than random: logged clicks and simulated shoppers agree"
+    else:
+        text = "trained and random are not distinguishable on these logs"
+    return {"distinguishable": abs(sum(signs)) == 2, "text": text, "because": because}

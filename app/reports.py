@@ -1,0 +1,105 @@
+"""What the commands print of their reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hawker.app.tables import console, figure_table, interval, number, text_table
+from hawker.benchmarks.ope import ESTIMATORS
+
+
+def print_fidelity(report: dict[str, Any]) -> None:
+    """Print how far fitted shoppers can be believed."""
+    parts = report["split"]["parts"]
+    rows = [(name, f"{part['impressions']:,}", f"{part['clicks']:,}") for name, part in parts.items()]
+    title = f"The log, split by {report['split']['unit']}"
+    console().print(text_table(title, ("part", "impressions", "clicks"), rows, right=(1, 2)))
+    console().print(figure_table("Predictions of clicks that no model has seen", report["figures"]))
+    for head, state in report["heads"].items():
+        console().print(f"- {head}: {state}")
+
+
+def print_ope(report: dict[str, Any]) -> None:
+    """Print off-policy estimates, a row per strategy and estimator, and what refuses them."""
+    rows = []
+    for name, seen in report["diagnostics"].items():
+        mass = seen["unsupported_mass"]
+        rows.append(
+            (
+                name,
+                f"{seen['ess']:,.0f} of {seen['n']:,}",
+                f"{seen['largest_weight_share']:.1%}",
+                f"{seen['mean_weight']:.3f} ± {seen['mean_weight_error']:.3f}",
+                "-" if mass is None else f"{mass:.1%}",
+                f"{seen['marginal_error']:.1g}",
+            )
+        )
+    columns = ("strategy", "effective rows", "largest weight", "mean weight", "no support", "error of marginals")
+    console().print(text_table("Can the log tell?", columns, rows, right=(1, 2, 3, 4, 5)))
+    console().print(figure_table("What strategies would have earned (off-policy)", chosen(report["figures"])))
+    for name, reason in report["refused"].items():
+        console().print(f"{name}: {'FORCED' if report['forced'] else 'no estimate'}: {reason}")
+    for note in report["notes"]:
+        console().print(f"- {note}")
+
+
+def chosen(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures a person looks at first; the JSON report has all of them."""
+    hidden = tuple(f"{name}." for name in ESTIMATORS if name not in ("dm", "snips", "dr"))
+    return {name: value for name, value in figures.items() if not name.startswith(hidden)}
+
+
+def print_ab(report: dict[str, Any]) -> None:
+    """Print a simulated A/B test: arms, pairs, verdict."""
+    metric = report["deciding_metric"]
+    arms = []
+    for arm in report["arms"]:
+        ctr, value = (report["figures"][f"arm.{arm}.{name}"] for name in ("ctr", metric))
+        arms.append(
+            (arm, f"{ctr['n']:,}", number(ctr["value"], ctr["unit"]), interval(ctr), number(value["value"], "clicks"))
+        )
+    columns = ("arm", "n", "CTR", "95% interval", "clicks a visit")
+    console().print(text_table("Simulated A/B test", columns, arms, right=(1, 2, 3, 4)))
+    pairs = []
+    for pair in report["pairs"]:
+        lift = report["figures"][f"pair.{pair['treatment']}.{metric}_lift"]
+        model = report["figures"].get(f"pair.{pair['treatment']}.model_lift")
+        pairs.append(
+            (
+                f"{pair['treatment']} / {pair['control']}",
+                *(_percent(lift) if lift else ("-", "-")),
+                *(_percent(model) if model else ("-", "truth known")),
+                "yes" if pair["distinguishable"] else "no",
+            )
+        )
+    against = ("pair", "lift", "over shoppers", "models' lift", "over models", "distinguishable")
+    console().print(text_table("", against, pairs, right=(1, 2, 3, 4)))
+    for pair in report["pairs"]:
+        console().print(f"- {pair['verdict']}")
+    for caution in report["cautions"]:
+        console().print(f"- caution: {caution}")
+
+
+def _percent(figure: Any) -> tuple[str, str]:
+    if figure["value"] is None or figure["low"] is None:
+        return "-", "-"
+    return f"{figure['value']:+.1%}", f"[{figure['low']:+.1%}, {figure['high']:+.1%}]"
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int, float], None]]:
+    """Yield a function of (done, total, reward per page) that draws a progress bar on standard error's terminal."""
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + ", reward a page {task.fields[reward]:.4g}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task("training", total=None, reward=0.0)
+        yield lambda done, total, reward: bar.update(task, completed=done, total=total, reward=reward)
