@@ -63,17 +63,9 @@ def load_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
     """
     path = verify_directory(path, "checkpoint")
     state = read_json(path / STATE)
-    for name, value in made_by.items():
-        if state["made_by"].get(name) != value:
-            raise InputError(
-                f"the checkpoint was made with another {name}",
-                where=path,
-                got=state["made_by"].get(name),
-                expected=repr(value),
-                remedy="train without --resume to start anew",
-            )
     policy, env, buffer = _parts(model)
     try:
+        _require_same(state["made_by"], made_by, path)
         tensors = load_file(path / TENSORS, device=str(model.device))
         policy.load_state_dict(_under(tensors, "policy."))
         moments: dict[int, dict[str, Tensor]] = {}
@@ -87,11 +79,28 @@ def load_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
         env.storefront.generator.set_state(tensors["generator.env"].cpu())
         policy.generator.set_state(tensors["generator.policy"].cpu())
         model._last_episode_starts = tensors["episode_starts"].cpu().numpy()
-    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        buffer.generator.bit_generator.state = state["order"]
+        model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError("not a checkpoint of this version", where=path, got=str(error).splitlines()[0]) from None
-    buffer.generator.bit_generator.state = state["order"]
     model._last_obs = to_observation(context)
-    model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
+
+
+def _require_same(found: dict[str, Any], made_by: dict[str, Any], path: Path, prefix: str = "") -> None:
+    """Raise for the first value of ``made_by`` that a checkpoint does not share."""
+    for name, value in made_by.items():
+        if isinstance(value, dict):
+            _require_same(found[name], value, path, f"{prefix}{name}.")
+        elif found[name] != value:
+            raise InputError(
+                f"the checkpoint was made with another value of {prefix}{name}",
+                where=path,
+                got=found[name],
+                expected=repr(value),
+                remedy="train without --resume to start anew",
+            )
 
 
 def _parts(model: PPO) -> tuple[SlateActorCriticPolicy, StorefrontVecEnv, SeededRolloutBuffer]:

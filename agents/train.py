@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -98,9 +99,7 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
     Raises:
         InputError: No shoppers, a bad config, or a checkpoint made with something else.
     """
-    for name in ("steps", "shoppers", "pages", "batch", "epochs", "hidden", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise InputError("bad config", where=f"train.{name}", got=getattr(config, name), expected="at least 1")
+    _check(config)
     device = resolve_device(config.device)
     shoppers = load_shoppers(run.shoppers, device)
     world = shoppers.world("train")
@@ -108,7 +107,8 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
     baseline = reward_figure(RandomStrategy(world.size), world, config.reward, config.seed)
     scale = 1.0 / max(abs(baseline["value"] or 0.0), 1e-9)
     model = make_ppo(world, config, scale)
-    same = {name: value for name, value in to_dict(config).items() if name != "steps"}  # steps may be added
+    free = ("steps", "checkpoint_every")  # what may change from one resume to the next
+    same = {name: value for name, value in to_dict(config).items() if name not in free} | {"device": str(device)}
     made_by = {"config": same, "shoppers": shoppers.digest}
     if resume and find_directory(run.checkpoint).exists():
         load_checkpoint(run.checkpoint, model, made_by)
@@ -121,6 +121,7 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
         watch = _Watch(save, config, scale, progress)
         model.learn(config.steps - model.num_timesteps, callback=watch, reset_num_timesteps=False)
         save()
+    model.logger.close()
     assert isinstance(model.policy, SlateActorCriticPolicy)
     trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)}
     strategy = TrainedStrategy(model.policy.actor, shoppers.builder, trained_on)
@@ -140,6 +141,33 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
         write_json(scratch / "train.json", report)
     return strategy, report
 
+
+def _check(config: TrainConfig) -> None:
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # NaN too
+            raise InputError("bad config", where=f"train.{name}", got=value, expected=f"a number from {low} to {high}")
+    weights = (config.reward.click, config.reward.conversion, config.reward.revenue)
+    if not any(weights) or not all(map(math.isfinite, weights)):
+        expected = "finite weights, one of them not 0"
+        raise InputError("nothing to learn for", where="train.reward", got=weights, expected=expected)
+
+
+BOUNDS = {
+    "steps": (1, 10**12),
+    "shoppers": (1, 10**7),
+    "pages": (1, 10**6),
+    "batch": (1, 10**9),
+    "epochs": (1, 1000),
+    "learning_rate": (1e-9, 1),
+    "clip": (1e-3, 10),
+    "entropy": (0, 1000),
+    "discount": (0, 1),
+    "hidden": (1, 10_000),
+    "checkpoint_every": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+}
+"""What a ``TrainConfig`` may hold, from and to."""
 
 EVALUATION_PAGES = 20_000
 """Pages a reported mean reward is measured on."""

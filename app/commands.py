@@ -1,0 +1,380 @@
+"""The commands of the command line.
+
+Each is a dataclass whose fields are its arguments; it imports what it needs when it runs, so that ``--help`` and the
+serving commands need no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from hawker.agents.config import TrainConfig
+from hawker.app.tables import console, figure_table, text_table
+from hawker.shop.artefacts import read_json, write_json
+from hawker.shop.errors import InputError
+from hawker.shop.run import Run
+from hawker.simulators.config import FitConfig
+
+Json = Annotated[Path | None, arg(metavar="PATH", help="Write the report as JSON here, for machines.")]
+ConfigFile = Annotated[
+    Path | None, arg(metavar="FILE", help="YAML with options of this command; options given here win over it.")
+]
+
+
+class Command(Protocol):
+    """What a command is: arguments that can be run."""
+
+    def run(self) -> None:
+        """Do it, and print a table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole way on real logs: import, check, fit, train, estimate, A/B, export, decide.
+
+    Args:
+        logs: Folder of the Open Bandit Dataset in its own layout; by default the sample that ships with Hawker.
+        campaign: Its campaign.
+        out: Directory of the run.
+        seed: Decides everything that is drawn.
+    """
+
+    logs: Path | None = None
+    campaign: Literal["all", "men", "women"] = "all"
+    out: Path = Path("runs/demo")
+    seed: int = 0
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the demo."""
+        from hawker.app.demo import demo
+
+        report = demo(self.logs, self.campaign, Run(self.out), self.seed)
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
+class LogsImport:
+    """Bring logs of another format into Hawker's own.
+
+    Args:
+        format: The format: "obd", the Open Bandit Dataset, or "cdnow", the CDNOW purchase histories.
+        src: The data set's folder, in its own layout.
+        out: The logs directory to write.
+        strategy: obd: which logging strategy's log.
+        campaign: obd: which campaign.
+        sample: cdnow: the 1/10 sample instead of all customers.
+    """
+
+    format: Positional[Literal["obd", "cdnow"]]
+    src: Positional[Path]
+    out: Positional[Path]
+    strategy: Literal["random", "bts"] = "random"
+    campaign: Literal["all", "men", "women"] = "all"
+    sample: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Import the logs."""
+        from hawker.shop.importers import import_cdnow, import_obd
+
+        if self.format == "obd":
+            report = import_obd(self.src, self.out, strategy=self.strategy, campaign=self.campaign)
+        else:
+            report = import_cdnow(self.src, self.out, sample=self.sample)
+        rows = [(name, f"{count:,}") for name, count in report.tables.items()]
+        rows.append(("quarantined", f"{report.quarantined:,}"))
+        console().print(text_table(str(self.out), ("table", "rows"), rows, right=(1,)))
+        for note in report.notes:
+            console().print(f"- {note}")
+        _write(self.json, {"format": report.format, "rows": report.rows, "quarantined": report.quarantined})
+
+
+@dataclass(frozen=True)
+class LogsCheck:
+    """Report the quality of logs: bad rows, propensities, support, drift, leakage, bots.
+
+    Ends with exit code 2 where rows break the contract.
+
+    Args:
+        logs: The logs directory.
+        clean: Write the good rows here, and the bad ones with their reasons to its quarantine file.
+    """
+
+    logs: Positional[Path]
+    clean: Path | None = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Check the logs."""
+        from hawker.shop.checks import check_logs, clean_logs
+
+        report = check_logs(self.logs)
+        rows = [(f.level, f.name, f.text) for f in report.findings]
+        console().print(text_table(str(self.logs), ("level", "what", "finding"), rows))
+        _write(self.json, report.to_dict())
+        if self.clean is not None:
+            cleaned = clean_logs(self.logs, self.clean)
+            console().print(f"{cleaned.out}: {cleaned.quarantined:,} rows in quarantine")
+        elif report.level == "bad":
+            bad = next(finding for finding in report.findings if finding.level == "bad")
+            raise InputError(
+                bad.text, where=f"{self.logs} {bad.name}", remedy="--clean OUT moves bad rows to a quarantine file"
+            )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Learn shoppers from logs and print how far they can be believed.
+
+    Args:
+        logs: The logs directory.
+        out: Where the shoppers go: RUN/shoppers.
+    """
+
+    logs: Positional[Path]
+    out: Path
+    config: ConfigFile = None
+    fitting: OmitArgPrefixes[FitConfig] = field(default_factory=FitConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Fit the shoppers."""
+        from hawker.app.reports import print_fidelity
+        from hawker.shop.devices import choose_threads
+        from hawker.simulators.fit import fit
+
+        choose_threads()
+        with console().status("fitting") as status:
+            _, report = fit(self.logs, self.out, self.fitting, status.update)
+        print_fidelity(report)
+        console().print(f"shoppers: {self.out}")
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a strategy against the shoppers of a run, by PPO.
+
+    Args:
+        run_: The run's directory, with RUN/shoppers in it.
+        resume: Go on from the run's last checkpoint.
+    """
+
+    run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+    resume: bool = False
+    config: ConfigFile = None
+    training: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Train the strategy."""
+        from hawker.agents.train import train
+        from hawker.app.reports import progress_bar
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        with progress_bar("pages") as update:
+            _, report = train(Run(self.run_), self.training, self.resume, update)
+        console().print(figure_table("In the world it was trained in (an upper bound)", report["figures"]))
+        console().print(f"policy: {Run(self.run_).policy}")
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
+class Ope:
+    """Estimate off-policy what strategies would have earned, on rows that nothing was trained on.
+
+    Refuses where the effective sample size is under 100 or one row holds over 10% of the weight.
+
+    Args:
+        run_: The run's directory.
+        policy: Strategies: trained, random, popularity, clone, clone:LOGS, a run or a bundle. The first one given is
+            what the others are compared with; repeat the option for more.
+        level: By row, which assumes that positions add up, or by page, which needs the logged candidates.
+        force: Give figures even where the log cannot support them.
+        seed: Of folds, draws and bootstrap.
+    """
+
+    run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+    policy: UseAppendAction[tuple[str, ...]] = ()
+    level: Literal["row", "page"] = "row"
+    force: bool = False
+    seed: int = 0
+    json: Json = None
+
+    def run(self) -> None:
+        """Estimate."""
+        from hawker.app.reports import print_ope
+        from hawker.benchmarks.arms import load_arm
+        from hawker.benchmarks.evaluation import evaluate
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        shoppers = _load_shoppers(Run(self.run_))
+        arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.policy or ("random", "trained")]
+        report = evaluate(shoppers, arms, level=self.level, force=self.force, seed=self.seed)
+        print_ope(report)
+        _write(self.json, report)
+        if report["refused"] and not self.force:
+            name, reason = next(iter(report["refused"].items()))
+            raise InputError(
+                f"no estimate for {name}: {reason}",
+                where=self.run_,
+                remedy="log more, or a strategy closer to the log's; --force shows the figures all the same",
+            )
+
+
+@dataclass(frozen=True)
+class Ab:
+    """Compare strategies in a simulated A/B test on fresh shoppers of the run's judge.
+
+    Args:
+        run_: The run's directory.
+        arms: Two or more strategies, the control first: trained, random, popularity, clone, clone:LOGS, runs, bundles.
+        shoppers: Simulated shoppers in all.
+        seed: Decides who comes and what happens.
+    """
+
+    run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+    arms: tuple[str, ...] = ("random", "trained")
+    shoppers: int = 100_000
+    seed: int = 0
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the test."""
+        from hawker.app.reports import print_ab
+        from hawker.benchmarks.abtest import ab_test
+        from hawker.benchmarks.arms import load_arm
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        shoppers = _load_shoppers(Run(self.run_))
+        arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.arms]
+        report = ab_test(arms, shoppers.world("judge"), shoppers=self.shoppers, seed=self.seed)
+        print_ab(report)
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a run's trained strategy as a bundle for serving.
+
+    Args:
+        run_: The run's directory.
+        bundle: The directory to write.
+    """
+
+    run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+    bundle: Positional[Path]
+    json: Json = None
+
+    def run(self) -> None:
+        """Export the bundle."""
+        import torch
+
+        from hawker.policies.export import export_bundle
+        from hawker.policies.trained import TrainedStrategy
+
+        report = export_bundle(TrainedStrategy.load(Run(self.run_).policy, torch.device("cpu")), self.bundle)
+        console().print(figure_table(f"bundle: {self.bundle}", report["figures"]))
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Verify a bundle and make one decision with it; prints JSON.
+
+    Args:
+        bundle: The bundle's directory.
+        context: A JSON file with the keys timestamp (ISO 8601 with zone) and, as known, shopper, affinity, candidates.
+        seed: Of the draw; another seed, another slate.
+        greedy: Show the likeliest slate instead of drawing one.
+    """
+
+    bundle: Positional[Path]
+    context: Path
+    seed: int = 0
+    greedy: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Decide."""
+        import json
+
+        from hawker.policies.bundle import Bundle, decide_request
+
+        request = read_json(self.context)
+        bundle = Bundle.load(self.bundle)
+        decision = decide_request(bundle, request, str(self.context), None if self.greedy else self.seed)
+        print(json.dumps(decision, indent=1))
+        _write(self.json, decision)
+
+
+@dataclass(frozen=True)
+class BenchSignal:
+    """Plant click effects in logs of a shop's own shape and see whether the line finds them.
+
+    Args:
+        logs: A logs directory to take shoppers, items and times from; by default the Open Bandit sample.
+        impressions: Rows of each planted log.
+        ctr: Planted click rate.
+        seeds: Planted worlds.
+        repeats: Logs drawn to count how often intervals hold the truth.
+        quick: One small world and few repeats, for a look.
+    """
+
+    logs: Path | None = None
+    impressions: int = 200_000
+    ctr: float = 0.02
+    seeds: tuple[int, ...] = (11, 12, 13)
+    repeats: int = 100
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_signal
+
+        report = run_signal(
+            self.logs, self.impressions, self.ctr, self.seeds, self.repeats, self.quick, console().print
+        )
+        console().print(figure_table("A planted signal", report["figures"]))
+        _write(self.json, report)
+
+
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "demo": Demo,
+    "logs import": LogsImport,
+    "logs check": LogsCheck,
+    "fit": Fit,
+    "train": Train,
+    "ope": Ope,
+    "ab": Ab,
+    "export": Export,
+    "decide": Decide,
+    "bench signal": BenchSignal,
+}
+
+CONFIGS: dict[str, tuple[str, type[Any]]] = {"fit": ("fitting", FitConfig), "train": ("training", TrainConfig)}
+"""Commands that take ``--config``: the field it fills, and its type."""
+
+
+def _load_shoppers(run: Run) -> Any:
+    import torch
+
+    from hawker.simulators.store import load_shoppers
+
+    return load_shoppers(run.shoppers, torch.device("cpu"))
+
+
+def _write(path: Path | None, report: dict[str, Any]) -> None:
+    if path is not None:
+        write_json(path, report)
