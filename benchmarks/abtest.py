@@ -41,7 +41,7 @@ ALPHA = 0.05
 """Level of every test and interval: intervals are 95%."""
 
 MIN_SHOPPERS = 100
-"""Fewest shoppers per arm."""
+"""Fewest shoppers for each arm, on average."""
 
 MIN_CLICKS = 20
 """Fewest clicks in the two arms of a pair together for its test, which is a normal approximation, to be trusted."""
@@ -92,7 +92,7 @@ def ab_test(
     Args:
         arms: Two or more strategies with different names; the first is the control.
         world: The shoppers; learned ones should be the judge's, which no strategy was trained on.
-        shoppers: Shoppers per arm, on average: each arrival goes to an arm at random, as in a real test.
+        shoppers: Shoppers in all; each of them goes to one arm at random, as in a real test.
         seed: Decides shoppers, assignment, slates and clicks.
         reward: What the shop wants, for the metric ``reward_per_visit``; by default expected clicks.
 
@@ -120,7 +120,7 @@ def ab_test(
     figures = _arm_figures(aggregates, names)
     results = _compare(aggregates, names[0])
     corrected = _holm(results)
-    views = member_views(arms, world, max(shoppers, COMMON_SHOPPERS), *common_seeds)
+    views = member_views(arms, world, max(shoppers // len(arms), COMMON_SHOPPERS), *common_seeds)
     pairs, cautions = [], []
     for i, name in enumerate(names[1:], start=1):
         result = results[names[0], name]
@@ -171,7 +171,7 @@ def play(arms: Sequence[Strategy], world: World, shoppers: int, seed: int, rewar
     Args:
         arms: The strategies.
         world: The shoppers.
-        shoppers: Shoppers per arm on average.
+        shoppers: Shoppers in all.
         seed: Decides everything that is drawn.
         reward: What a page is worth.
 
@@ -183,10 +183,9 @@ def play(arms: Sequence[Strategy], world: World, shoppers: int, seed: int, rewar
     """
     generator = torch.Generator(world.device).manual_seed(seed)
     codes, sums = [], []
-    total = shoppers * len(arms)
     with torch.no_grad():
-        for start in range(0, total, CHUNK):
-            arrived = world.arrive(min(CHUNK, total - start), generator)
+        for start in range(0, shoppers, CHUNK):
+            arrived = world.arrive(min(CHUNK, shoppers - start), generator)
             assigned = torch.randint(len(arms), arrived.member.shape, generator=generator, device=world.device)
             counted = torch.zeros(len(assigned), len(COLUMNS), dtype=torch.float64, device=world.device)
             for i, arm in enumerate(arms):
@@ -320,10 +319,12 @@ def _holm(results: Any) -> Any:
     """Return the results with Holm's correction over the pairs, one metric at a time."""
     adjusted: dict[Any, dict[str, Any]] = {pair: {} for pair in results}
     for metric in METRICS:
-        tested = {  # where nothing varies there is no p-value, and nothing is shown
-            pair: tt.experiment.ExperimentResult({metric: r[metric]._replace(pvalue=_p_value(r[metric]) or 1.0)})
-            for pair, r in results.items()
-        }
+        tested = {}
+        for pair, result in results.items():
+            p = _p_value(result[metric])  # where nothing varies there is none, and nothing is shown
+            tested[pair] = tt.experiment.ExperimentResult(
+                {metric: result[metric]._replace(pvalue=1.0 if p is None else p)}
+            )
         holm = tt.adjust_fwer(tested, metric, alpha=ALPHA, arbitrary_dependence=True, method="bonferroni")
         for pair in adjusted:
             adjusted[pair][metric] = holm[pair][metric]
@@ -409,8 +410,9 @@ def _check(arms: Sequence[Strategy], world: World, shoppers: int, seed: int) -> 
         if arm.size != world.size:
             expected = f"{world.size}, as the world's pages"
             raise InputError("slates of another size", where=f"arm {name}", got=arm.size, expected=expected)
-    if isinstance(shoppers, bool) or not isinstance(shoppers, int) or shoppers < MIN_SHOPPERS:
-        expected = f"an integer of at least {MIN_SHOPPERS} for each arm"
+    least = MIN_SHOPPERS * len(names)
+    if isinstance(shoppers, bool) or not isinstance(shoppers, int) or shoppers < least:
+        expected = f"an integer of at least {least}, {MIN_SHOPPERS} for each arm"
         raise InputError("bad number of shoppers", where="shoppers", got=shoppers, expected=expected)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError("bad seed", where="seed", got=seed, expected="an integer of at least 0")

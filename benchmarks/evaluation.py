@@ -211,9 +211,17 @@ def _evaluate_pages(shoppers: FittedShoppers, strategies: list[Strategy], force:
     figures = {"logged": logged_figure(clicks, cluster, seed, "per page")}
     diagnostics, refused = {}, {}
     for strategy in strategies:
+        if strategy.size != shoppers.size:
+            raise InputError(
+                "slates of another size",
+                where=f"strategy {strategy.name}",
+                got=strategy.size,
+                expected=f"{shoppers.size}, as the log's pages",
+            )
         with torch.no_grad():
             target = strategy.log_prob(context, Decision(slate, torch.zeros(n))).double().numpy()
-        weight = np.exp(target - log_prob)
+        with np.errstate(over="ignore"):  # an infinite weight is refused by name
+            weight = np.exp(target - log_prob)
         found = diagnose(weight)
         diagnostics[strategy.name] = {**found._asdict(), "marginal_error": 0.0}
         if (reason := refusal(found)) is not None:
@@ -235,15 +243,33 @@ def _slates(
     keys = ["visit_id", "page"]
     index = pd.MultiIndex.from_frame(rows[keys])
     code, unique = pd.factorize(index)
+    position = rows["position"].to_numpy(np.int64)
     slate = np.full((len(unique), shoppers.size), EMPTY)
-    slate[code, rows["position"].to_numpy(np.int64)] = builder.catalog.index(rows["item_id"], "impressions")
+    slate[code, position] = builder.catalog.index(rows["item_id"], "impressions")
     first = rows[~index.duplicated()]
-    listed = pages.set_index(keys).loc[unique]
+    table = pages.set_index(keys)
+    if not (known := unique.isin(table.index)).all():
+        visit, page = unique[int(np.argmin(known))]
+        raise InputError(
+            "a page of the log is missing",
+            where=f"{shoppers.logs} table pages, visit {visit}, page {page}",
+            expected="every page of the table impressions",
+        )
+    listed = table.loc[unique]
     context = builder.from_impressions(first)
     mask = np.zeros(context.affinity.shape, bool)
     lengths = listed["candidates"].map(len).to_numpy()
     flat = builder.catalog.index(np.concatenate(listed["candidates"].to_list()), "pages.candidates")
     mask[np.repeat(np.arange(len(unique)), lengths), flat] = True
+    eligible = mask[code, slate[code, position]]
+    if not eligible.all():
+        row = int(np.argmin(eligible))
+        raise InputError(
+            "a page shows an item that is not among its candidates",
+            where=f"{shoppers.logs} table pages, visit {rows['visit_id'].iloc[row]}, page {rows['page'].iloc[row]}",
+            got=str(rows["item_id"].iloc[row]),
+            expected="candidates with everything that could be shown",
+        )
     tensors = Context(context.shopper, context.candidates, mask, context.affinity).map(
         lambda array: torch.from_numpy(np.array(array))
     )

@@ -30,6 +30,7 @@ from hawker.policies.protocol import slate_of
 from hawker.policies.trained import TrainedStrategy
 from hawker.shop.artefacts import write_directory
 from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import read_logs
 from hawker.shop.run import Run
@@ -42,6 +43,9 @@ from hawker.simulators.store import FittedShoppers, require_impressions, whole_c
 
 COVERED = ("dr", "snips", "ips")
 """Estimators whose intervals are counted against the truth."""
+
+LEAST_ROWS = 100
+"""Fewest rows of a planted log: three parts and their bootstraps have to hold something."""
 
 PROBES = 200_000
 """Impressions that the click model is held against the truth on."""
@@ -78,7 +82,11 @@ def bench_signal(logs: Path, config: SignalConfig, progress: Callable[[str], Non
 
     Returns:
         Figures over the seeds, and each seed's own values.
+
+    Raises:
+        InputError: The logs or the config cannot be used.
     """
+    _check(config)
     tables = read_logs(logs)
     impressions = require_impressions(tables)
     assert tables.items is not None
@@ -113,6 +121,16 @@ def bench_signal(logs: Path, config: SignalConfig, progress: Callable[[str], Non
         "seeds": list(config.seeds),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _check(config: SignalConfig) -> None:
+    for name, value, low in (("impressions", config.impressions, LEAST_ROWS), ("repeats", config.repeats, 1)):
+        if value < low:
+            raise InputError("too few", where=f"signal.{name}", got=value, expected=f"at least {low}")
+    if not config.seeds or min(config.seeds) < 0:
+        raise InputError("bad seeds", where="signal.seeds", got=config.seeds, expected="one or more of at least 0")
+    if not 0 < config.effects.ctr < 1:  # NaN too
+        raise InputError("not a click rate", where="signal.ctr", got=config.effects.ctr, expected="between 0 and 1")
 
 
 UNITS = {
@@ -230,7 +248,8 @@ def count_coverage(
             counts = ", ".join(f"{name} {count}" for name, count in covered.items())
             progress(f"{repeat + 1} logs, intervals that hold the truth: {counts}")
     figures = {f"coverage.{name}": share_figure(count, config.repeats) for name, count in covered.items()}
-    return figures | {"coverage.ess": figure(float(np.mean(ess)), min(ess), max(ess), n, "rows")}
+    low, high = np.quantile(ess, (0.025, 0.975))
+    return figures | {"coverage.ess": figure(float(np.mean(ess)), low, high, n, "rows")}
 
 
 def share_figure(count: int, n: int) -> Figure:

@@ -14,6 +14,8 @@ and for a page alone as in a batch.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hawker.shop.artefacts import CHECKSUMS, read_json, sha256, verify_directory
@@ -80,60 +81,44 @@ class Bundle:
         if MANIFEST not in listed:
             remedy = "make one with `hawker export RUN BUNDLE`"
             raise InputError("not a bundle", where=path, expected=f"a {MANIFEST} in {CHECKSUMS}", remedy=remedy)
-        bundle = cls.read(path, sha256(path / CHECKSUMS))
-        for name in (GRAPH, ITEMS, GOLDEN):
-            if listed.get(name) != bundle.manifest["files"][name]["sha256"]:
-                raise InputError("not the file of the manifest", where=path / name, remedy="export the bundle anew")
+        with _of_this_version(path):
+            bundle = cls.read(path, sha256(path / CHECKSUMS))
+            for name in (GRAPH, ITEMS, GOLDEN):
+                if listed.get(name) != bundle.manifest["files"][name]["sha256"]:
+                    raise InputError("not the file of the manifest", where=path / name, remedy="export the bundle anew")
+            bundle._repeat(load_file(path / GOLDEN), path / GOLDEN)
         return bundle
 
     @classmethod
     def read(cls, path: Path, digest: str = "") -> Bundle:
-        """Read a bundle as ``load`` does but for the checksums, which one that is being written does not have yet."""
+        """Read a bundle without its checksums and golden examples: one that is still being written."""
         manifest = read_json(path / MANIFEST)
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        if found != FORMAT:
-            maker = manifest.get("hawker", "another version") if isinstance(manifest, dict) else "another version"
+        if manifest.get("format") != FORMAT:
             raise InputError(
                 "a bundle of another format",
                 where=path / MANIFEST,
-                got=found,
+                got=manifest.get("format"),
                 expected=f"format {FORMAT}",
-                remedy=f"read it with hawker {maker}, or export it anew with this one",
+                remedy=f"read it with hawker {manifest.get('hawker', 'that made it')}, or export it anew with this one",
             )
-        try:
-            bundle = cls._open(path, manifest, digest)
-            golden = load_file(path / GOLDEN)
-            bundle._repeat(golden, path / GOLDEN)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError, SafetensorError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                "not a bundle of this version", where=path, got=repr(error).splitlines()[0], remedy="export it anew"
-            ) from None
-        return bundle
-
-    @classmethod
-    def _open(cls, path: Path, manifest: dict[str, Any], digest: str) -> Bundle:
+        edges = manifest["graph"]["inputs"] | manifest["graph"]["outputs"]
+        # An item's row in the graph: features (d), free key (h), free bias, affinity. The table has all but the last.
+        width = edges["candidates"]["shape"][2] - 1
+        shape = len(manifest["builder"]["catalog"]["item_ids"]), width
         items = load_file(path / ITEMS)["table"]
-        width = len(manifest["builder"]["catalog"]["item_ids"]), manifest["graph"]["inputs"]["candidates"]["shape"][2]
-        if items.shape != (width[0], width[1] - 1) or items.dtype != np.float32:
+        if items.shape != shape or items.dtype != np.float32:
             raise InputError(
                 "the item table does not fit the manifest",
                 where=path / ITEMS,
                 got=f"{items.dtype} {items.shape}",
-                expected=f"float32 {(width[0], width[1] - 1)}",
+                expected=f"float32 {shape}",
                 remedy="export the bundle anew",
             )
-        d = width[1] - 2 - manifest["hidden"]  # a row is the item's features (d), its free key (h) and its free bias
-        builder = ContextBuilder.from_dict(manifest["builder"], items[:, :d], path / MANIFEST)
-        try:
-            session = onnxruntime.InferenceSession(path / GRAPH, _options(), providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common parent but this
-            got = str(error).splitlines()[0]
-            raise InputError("onnxruntime cannot read the graph", where=path / GRAPH, got=got) from None
+        vectors = items[:, : width - 1 - manifest["hidden"]]
+        builder = ContextBuilder.from_dict(manifest["builder"], vectors, path / MANIFEST)
+        session = onnxruntime.InferenceSession(path / GRAPH, _options(), providers=["CPUExecutionProvider"])
         shapes = {edge.name: edge.shape for edge in (*session.get_inputs(), *session.get_outputs())}
-        expected = {name: edge["shape"] for edge in _edges(manifest) for name in [edge["name"]]}
-        if shapes != expected:
+        if shapes != {name: edge["shape"] for name, edge in edges.items()}:
             raise InputError("the graph does not fit the manifest", where=path / GRAPH, got=shapes)
         return cls(builder, items, session, manifest, digest)
 
@@ -150,8 +135,8 @@ class Bundle:
             raise InputError(
                 "the golden examples come out otherwise here",
                 where=where,
-                got=f"{apart:.3g} apart" if masked else "ineligible candidates in play",
-                expected=f"at most {GOLDEN_TOLERANCE:g}",
+                got=float(f"{apart:.3g}") if masked else "an ineligible candidate in play",
+                expected=f"at most {GOLDEN_TOLERANCE:g} from them",
                 remedy=f"install onnxruntime {made_with} (here: {onnxruntime.__version__}) or export the bundle anew",
             )
 
@@ -271,8 +256,7 @@ def decide_request(bundle: Bundle, request: Any, where: object, seed: int | None
     """
     if seed is not None and seed < 0:
         raise InputError("bad seed", where="seed", got=seed, expected="at least 0")
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite here and is refused by logits()
-        context = bundle.builder.from_request(request, where)
+    context = bundle.builder.from_request(request, where)
     logits, picks = bundle._choose(context, None if seed is None else np.random.default_rng(seed))
     filled = picks[0] != EMPTY
     propensities = np.exp(conditional_log_prob(logits, context.mask, picks))[0, filled]
@@ -289,9 +273,16 @@ def decide_request(bundle: Bundle, request: Any, where: object, seed: int | None
     }
 
 
-def _edges(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    graph = manifest["graph"]
-    return [{"name": name, **edge} for name, edge in (graph["inputs"] | graph["outputs"]).items()]
+@contextlib.contextmanager
+def _of_this_version(path: Path) -> Iterator[None]:
+    """Say in one line that a manifest, an array or a graph has another form."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # onnxruntime's errors have no narrower parent
+        got = repr(error).splitlines()[0]
+        raise InputError("not a bundle of this version", where=path, got=got, remedy="export it anew") from None
 
 
 def _options() -> onnxruntime.SessionOptions:

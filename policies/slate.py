@@ -16,6 +16,10 @@ LOGIT_BOUND = 20.0
 """Logits lie in (-20, 20): the rarest candidate keeps a probability that float32 can hold next to the likeliest."""
 
 
+ENUMERABLE = 256
+"""Candidates up to which the third slot's marginals are summed over every first item."""
+
+
 class Marginals(NamedTuple):
     """Probability of each candidate at each position of a slate.
 
@@ -122,30 +126,62 @@ class PlackettLuce:
 def position_marginals(logits: Tensor, draws: int, generator: torch.Generator) -> Marginals:
     """Marginal probabilities of slates drawn slot by slot, without replacement, from a logit row for each slot.
 
-    The first slot is exact. Later slots have no closed form: ``draws`` prefixes are sampled and the *conditional*
-    probabilities given each prefix are averaged (Rao-Blackwell), which has far less noise than counting items.
+    They have no closed form, but the marginals two slots further down than a known prefix do. The first two slots are
+    therefore exact, and so is the third, summed over every first item, in catalogs of up to ``ENUMERABLE`` candidates.
+    For other slots ``draws`` prefixes are sampled and their conditional marginals averaged (Rao-Blackwell), which has
+    far less noise than counting items.
 
     Args:
         logits: Shape (B, K, C), minus infinity where a candidate is not eligible.
-        draws: Sampled prefixes per page, at least 2.
+        draws: Sampled prefixes per page, where sampling is needed.
         generator: Source of the draws.
     """
     pages, size, n_candidates = logits.shape
-    total = torch.zeros_like(logits)
-    squares = torch.zeros_like(logits)
-    for _ in range(draws):
-        remaining = torch.zeros(pages, n_candidates, dtype=torch.bool, device=logits.device)
-        for slot in range(size):
-            scores = logits[:, slot].masked_fill(remaining, -torch.inf)
-            probability = scores.softmax(1).nan_to_num(0.0)  # a row without candidates is NaN
-            total[:, slot] += probability
-            squares[:, slot] += probability.square()
-            if slot + 1 < size:
-                noise = torch.empty_like(scores).exponential_(generator=generator).log_()
-                remaining.scatter_(1, (scores - noise).argmax(1, keepdim=True), True)
-    mean = total / draws
-    variance = (squares / draws - mean.square()).clamp(min=0.0) / max(draws - 1, 1)
-    return Marginals(mean, variance[:, 1:].amax().sqrt().item() if size > 1 and draws > 1 else 0.0)
+    probability = logits.double().softmax(2).nan_to_num(0.0)  # a page without candidates is NaN
+    marginals = torch.zeros_like(probability)
+    marginals[:, 0] = probability[:, 0]
+    if size > 1:
+        marginals[:, 1] = _second(probability[:, 0], probability[:, 1])
+    first_sampled = 2
+    if size > 2 and n_candidates <= ENUMERABLE:
+        first_sampled = 3
+        for first in range(n_candidates):
+            taken = torch.zeros(pages, n_candidates, dtype=torch.bool, device=logits.device)
+            taken[:, first] = True
+            then = _second(_without(logits[:, 1], taken), _without(logits[:, 2], taken))
+            marginals[:, 2] += probability[:, 0, first, None] * then
+    squares = torch.zeros_like(probability)
+    for _ in range(draws if size > first_sampled else 0):
+        taken = torch.zeros(pages, n_candidates, dtype=torch.bool, device=logits.device)
+        for slot in range(size - 2):  # having drawn this slot, the second slot after it is known
+            scores = logits[:, slot].masked_fill(taken, -torch.inf)
+            noise = torch.empty_like(scores).exponential_(generator=generator).log_()
+            taken.scatter_(1, (scores - noise).argmax(1, keepdim=True), True)
+            if slot + 2 >= first_sampled:
+                then = _second(_without(logits[:, slot + 1], taken), _without(logits[:, slot + 2], taken))
+                marginals[:, slot + 2] += then / draws
+                squares[:, slot + 2] += then.square() / draws
+    sampled = slice(first_sampled, None)
+    variance = (squares[:, sampled] - marginals[:, sampled].square()).clamp(min=0.0) / max(draws - 1, 1)
+    return Marginals(marginals.to(logits.dtype), float(variance.max().sqrt()) if variance.numel() else 0.0)
+
+
+def _without(logits: Tensor, taken: Tensor) -> Tensor:
+    """Return the probabilities (B, C) of a slot's logits (B, C) among what is not taken (B, C), in float64."""
+    return logits.double().masked_fill(taken, -torch.inf).softmax(1).nan_to_num(0.0)
+
+
+def _second(first: Tensor, second: Tensor) -> Tensor:
+    """Return the marginals of the second of two slots: sum over a != c of first[a] second[c] / (1 - second[a]).
+
+    Both arguments are probabilities over the same candidates, shape (B, C). What is near 1 is never subtracted: only
+    the likeliest candidate can be, and its rest is summed over the others instead.
+    """
+    top = torch.zeros_like(second, dtype=torch.bool).scatter_(1, second.argmax(1, keepdim=True), True)
+    rest = torch.where(top, second.masked_fill(top, 0.0).sum(1, keepdim=True), 1.0 - second)
+    term = torch.where(rest > 0, first / rest, 0.0)
+    others = torch.where(top, term.masked_fill(top, 0.0).sum(1, keepdim=True), term.sum(1, keepdim=True) - term)
+    return second * others
 
 
 class SlateActor(nn.Module):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from hawker.shop.catalog import Catalog
 from hawker.shop.errors import InputError, did_you_mean
-from hawker.shop.features import FeatureSchema
+from hawker.shop.features import LARGEST, FeatureSchema
 from hawker.shop.logs import affinity_columns, feature_columns
 
 A = TypeVar("A")
@@ -140,8 +140,6 @@ class ContextBuilder:
 TIME = ["hour_sin", "hour_cos"]
 """The time features: the hour of the day (UTC) as a point on the unit circle."""
 
-_LARGEST = float(np.finfo(np.float32).max)
-
 
 def _with_time(rows: pd.DataFrame) -> pd.DataFrame:
     angle = 2 * np.pi * (rows["timestamp"].dt.hour + rows["timestamp"].dt.minute / 60).to_numpy(np.float64) / 24
@@ -157,4 +155,4 @@ def _check_keys(values: Any, known: Any, where: object) -> None:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

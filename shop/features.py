@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from hawker.shop.errors import InputError
 MAX_CATEGORIES = 200
 """Categories kept per column, the most frequent ones; a rarer or unseen one encodes as all zeros."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that a feature can hold."""
+
 
 @dataclass(frozen=True)
 class FeatureSchema:
@@ -22,7 +26,7 @@ class FeatureSchema:
 
     Numeric columns come first and keep their own units (whoever computes with them subtracts ``centre`` and divides by
     ``spread``); then every category gets one 0/1 entry. An unknown category is all zeros and a missing number is the
-    column's mean, so that a page can be served when a feature is late.
+    column's mean, so that a page can be served when a feature is late; so is a number that float32 cannot hold.
 
     Attributes:
         numeric: Names of the numeric columns.
@@ -41,15 +45,11 @@ class FeatureSchema:
         """Learn the schema of ``columns`` from ``table``."""
         numeric = [c for c in columns if is_numeric_dtype(table[c]) and not is_bool_dtype(table[c])]
         values = table[numeric].to_numpy(np.float64)
-        known = np.isfinite(values)
+        known = np.abs(values) <= LARGEST
         count = np.maximum(known.sum(axis=0), 1)
         mean = np.where(known, values, 0.0).sum(axis=0) / count
         scale = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / count)
-        categories = {
-            c: tuple(sorted(table[c].dropna().astype(str).value_counts().index[:MAX_CATEGORIES]))
-            for c in columns
-            if c not in numeric
-        }
+        categories = {c: _most_frequent(table[c]) for c in columns if c not in numeric}
         scale = np.where(scale > 1e-12 * (1.0 + np.abs(mean)), scale, 1.0)
         return cls(tuple(numeric), tuple(mean.tolist()), tuple(scale.tolist()), categories)
 
@@ -79,16 +79,15 @@ class FeatureSchema:
         for i, (name, mean) in enumerate(zip(self.numeric, self.mean, strict=True)):
             if name in table:
                 values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
-                encoded[:, i] = np.where(np.isfinite(values), values, mean)
+                encoded[:, i] = np.where(np.abs(values) <= LARGEST, values, mean)
             else:
                 encoded[:, i] = mean
         start = len(self.numeric)
         for name, known in self.categories.items():
             if name in table:
-                text = table[name].astype("object").where(table[name].notna(), None)
-                code = pd.Index(known).get_indexer(
-                    pd.Index([None if v is None else str(v) for v in text], dtype=object)
-                )
+                distinct, texts = _texts(table[name])
+                place = {text: i for i, text in enumerate(known)}
+                code = np.array([*(place.get(text, -1) for text in texts), -1])[distinct]
                 rows = np.flatnonzero(code >= 0)
                 encoded[rows, start + code[rows]] = 1.0
             start += len(known)
@@ -121,3 +120,17 @@ class FeatureSchema:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("not a feature schema", where=where, got=repr(error)) from None
+
+
+def _texts(column: pd.Series) -> tuple[npt.NDArray[np.intp], list[str]]:
+    """Return each row's number among the column's distinct values, -1 where missing, and those values as texts."""
+    numbers, values = pd.factorize(column)
+    return numbers, [str(value) for value in values]
+
+
+def _most_frequent(column: pd.Series) -> tuple[str, ...]:
+    numbers, texts = _texts(column)
+    count: Counter[str] = Counter()
+    for text, n in zip(texts, np.bincount(numbers[numbers >= 0], minlength=len(texts)).tolist(), strict=True):
+        count[text] += n
+    return tuple(sorted(sorted(count, key=lambda text: (-count[text], text))[:MAX_CATEGORIES]))

@@ -98,7 +98,7 @@ def fit_ensemble(
         fitting, stopping = (rows.take(torch.from_numpy(part).to(device)) for part in (drawn, left_out))
         epochs, loss = _fit_member(model, fitting, stopping, config, torch_generator)
         told = f"{epochs} epochs, log loss {loss:.5f} on rows left out"
-        told = told if len(left_out) else "no row left out to stop by, kept at the mean click rate"
+        told = told if len(left_out) else "no row left out to stop by, left untrained"
         progress(f"member {i + 1} of {config.members}: {told}")
         members.append(model)
         unseen.append(np.isin(np.flatnonzero(late), left_out))

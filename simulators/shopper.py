@@ -47,7 +47,7 @@ class ShopperModel(nn.Module):
     def __init__(
         self, builder: ContextBuilder, size: int, architecture: Architecture, ctr: float, generator: torch.Generator
     ) -> None:
-        """Build an untrained member that predicts ``ctr`` everywhere.
+        """Build an untrained member that predicts about ``ctr`` everywhere.
 
         Args:
             builder: The shop's contexts and catalog.

@@ -1,0 +1,93 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hawker.shop.catalog import Catalog
+from hawker.shop.errors import InputError
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    items = pd.DataFrame(
+        {
+            "item_id": ["tea", "cup", "pot"],
+            "title": ["Tea", "Cup", "Pot"],
+            "description": "good",
+            "stock": [1.0, 2.0, 3.0],
+            "image_embedding": [[0.1], [0.2], [0.3]],
+            "price": [3.0, 5.0, np.nan],
+            "category": ["food", None, "ware"],
+        }
+    )
+    return Catalog.from_items(items)
+
+
+def test_items_keep_their_order_and_their_features(catalog: Catalog):
+    assert len(catalog) == 3
+    assert catalog.item_ids == ("tea", "cup", "pot")
+    assert catalog.features.columns == ["price", "category"]
+    assert catalog.vectors.tolist() == [[3, 1, 0], [5, 0, 0], [4, 0, 1]]
+    assert catalog.vectors.dtype == np.float32
+
+
+def test_ids_alone_make_a_catalog():
+    catalog = Catalog.from_items(pd.DataFrame({"item_id": [7, 8]}))
+    assert catalog.item_ids == ("7", "8")
+    assert catalog.vectors.shape == (2, 0)
+    assert catalog.index([8, "7"], "here").tolist() == [1, 0]
+
+
+def test_index_of_items(catalog: Catalog):
+    found = catalog.index(iter(["pot", "tea", "pot"]), "here")
+    assert found.tolist() == [2, 0, 2]
+    assert found.dtype == np.int64
+    assert catalog.index([], "here").shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["tea", "poot"], "row 3: item not in the catalog; got 'poot'; did you mean 'pot'?"),
+        (["zebra"], "row 3: item not in the catalog; got 'zebra'; known: cup, pot, tea"),
+        ([None], "row 3: item not in the catalog"),
+        ([["tea"]], "row 3: item not in the catalog"),
+        ([7], "row 3: item not in the catalog; got '7'"),
+    ],
+)
+def test_unknown_items(catalog: Catalog, ids: list[object], message: str):
+    with pytest.raises(InputError) as caught:
+        catalog.index(ids, "row 3")
+    assert str(caught.value).startswith(message)
+
+
+def test_a_catalog_survives_json(catalog: Catalog):
+    again = Catalog.from_dict(json.loads(json.dumps(catalog.to_dict())), catalog.vectors, "here")
+    assert again.item_ids == catalog.item_ids
+    assert again.features == catalog.features
+    assert again.vectors is catalog.vectors
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: [], "bundle: not a catalog"),
+        (lambda values: {"item_ids": values["item_ids"]}, "bundle: not a catalog; got \"KeyError('features')\""),
+        (lambda values: {"features": values["features"]}, "bundle: not a catalog; got \"KeyError('item_ids')\""),
+        (lambda values: values | {"item_ids": 3}, "bundle: not a catalog"),
+        (lambda values: values | {"features": {}}, "bundle: not a feature schema"),
+        (
+            lambda values: values | {"item_ids": ["tea"]},
+            "bundle: item vectors do not fit the catalog; got (3, 3), expected shape (1, 3)",
+        ),
+        (
+            lambda values: values | {"features": {"numeric": {}, "categories": {}}},
+            "bundle: item vectors do not fit the catalog; got (3, 3), expected shape (3, 0)",
+        ),
+    ],
+)
+def test_what_is_no_catalog(catalog: Catalog, change, message: str):
+    with pytest.raises(InputError) as caught:
+        Catalog.from_dict(change(catalog.to_dict()), catalog.vectors, "bundle")
+    assert str(caught.value).startswith(message)
