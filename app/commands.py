@@ -296,7 +296,7 @@ class Decide:
         bundle: The bundle's directory.
         context: A JSON file with the keys timestamp (ISO 8601 with zone) and, as known, shopper, affinity, candidates.
         seed: Of the draw; another seed, another slate.
-        greedy: Show the likeliest slate instead of drawing one.
+        greedy: Show the likeliest slate instead of drawing one; do not log its log-probability as a propensity.
     """
 
     bundle: Positional[Path]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hawker.agents.config import TrainConfig
@@ -22,13 +23,18 @@ from hawker.policies.trained import TrainedStrategy
 from hawker.shop.artefacts import write_json
 from hawker.shop.checks import check_logs
 from hawker.shop.devices import choose_threads
+from hawker.shop.figures import Figure
 from hawker.shop.importers import Campaign, import_obd, shipped
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
+from hawker.simulators.fidelity import mean_figure
 from hawker.simulators.fit import fit
 
 SHOPPERS = 100_000
 """Simulated shoppers of the A/B test."""
+
+LATENCY_REQUESTS = 100
+"""Decisions whose time is measured."""
 
 
 def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str, Any]:
@@ -87,7 +93,9 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     screen.print(figure_table(str(bundle_path), bundle["figures"]))
     request = example_request(shoppers.read_part("estimate").iloc[0], shoppers.builder.shopper.columns)
     write_json(run.path / "context.json", request)
-    decision = decide_request(Bundle.load(bundle_path), request, str(run.path / "context.json"), seed)
+    served = Bundle.load(bundle_path)
+    decision = decide_request(served, request, str(run.path / "context.json"), seed)
+    decision["figures"] = {"latency": latency(served, request, seed)}
     screen.print(f"hawker decide {bundle_path} --context {run.path / 'context.json'}")
     screen.print(json.dumps(decision))
 
@@ -125,6 +133,16 @@ def example_request(row: Any, columns: list[str]) -> dict[str, Any]:
     }
     shopper = {name: value.item() if hasattr(value, "item") else value for name, value in shopper.items()}
     return {"timestamp": row["timestamp"].isoformat(), "shopper": shopper, "affinity": affinity}
+
+
+def latency(bundle: Bundle, request: dict[str, Any], seed: int) -> Figure:
+    """Return the mean time of a decision, from request to slate, with its 95% interval."""
+    times = []
+    for _ in range(LATENCY_REQUESTS):
+        started = time.perf_counter()
+        decide_request(bundle, request, "request", seed)
+        times.append(1e3 * (time.perf_counter() - started))
+    return mean_figure(np.array(times), None, "milliseconds")
 
 
 def verdict(ope: dict[str, Any], ab: dict[str, Any]) -> dict[str, Any]:

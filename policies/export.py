@@ -63,7 +63,6 @@ def export_bundle(strategy: TrainedStrategy, out: Path) -> dict[str, Any]:
             raise InputError("the strategy has weights that are not finite", where=name, remedy="train it anew")
     with write_directory(out) as scratch:
         (scratch / GRAPH).write_bytes(trace(strategy.actor))
-        # not save_file(), whose files nobody but their owner can read
         (scratch / ITEMS).write_bytes(save({"table": strategy.actor.item_table()}))
         (scratch / GOLDEN).write_bytes(save(golden_examples(strategy, np.random.default_rng(seed))))
         write_json(scratch / MANIFEST, _manifest(strategy, scratch))

@@ -51,7 +51,10 @@ def write_directory(destination: Path) -> Iterator[Path]:
         raise InputError(f"cannot write here ({error.strerror})", where=destination.parent) from None
     try:
         yield scratch
-        files = {str(p.relative_to(scratch)): sha256(p) for p in sorted(scratch.rglob("*")) if p.is_file()}
+        files = {}
+        for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
+            path.chmod(0o644)  # some libraries write files that only their owner can read
+            files[str(path.relative_to(scratch))] = sha256(path)
         (scratch / CHECKSUMS).write_text(json.dumps(files, indent=1) + "\n")
         scratch.chmod(0o755)
         _replace(scratch, destination)

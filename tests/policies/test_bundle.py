@@ -346,7 +346,7 @@ RESEALED = {
     "an item without a row": (edit_arrays(ITEMS, lambda a: a.update(table=a["table"][1:])), "got 'float32 (19, 21)'"),
     "rows too narrow": (edit_arrays(ITEMS, lambda a: a.update(table=a["table"][:, 1:])), "expected float32 (20, 21)"),
     "items in double": (
-        edit_arrays(ITEMS, lambda a: a.update(table=a["table"] * 1.0e0 + np.float64(0))),
+        edit_arrays(ITEMS, lambda a: a.update(table=a["table"].astype(np.float64))),
         "got 'float64",
     ),
     "no item table": (edit_arrays(ITEMS, lambda a: a.update(rows=a.pop("table"))), "KeyError('table')"),
