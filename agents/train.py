@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -147,10 +146,6 @@ def _check(config: TrainConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:  # NaN too
             raise InputError("bad config", where=f"train.{name}", got=value, expected=f"a number from {low} to {high}")
-    weights = (config.reward.click, config.reward.conversion, config.reward.revenue)
-    if not any(weights) or not all(map(math.isfinite, weights)):
-        expected = "finite weights, one of them not 0"
-        raise InputError("nothing to learn for", where="train.reward", got=weights, expected=expected)
 
 
 BOUNDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,12 @@ def run_signal(
         )
     with tempfile.TemporaryDirectory() as scratch:
         if logs is None:
-            logs = Path(scratch) / "logs"
-            import_obd(shipped("obd"), logs)
-        report = bench_signal(logs, config, progress)
-    command = f"hawker bench signal --impressions {config.impressions} --ctr {ctr} --repeats {config.repeats}"
-    return {**report, "machine": machine(threads), "command": f"{command} --seeds {' '.join(map(str, config.seeds))}"}
+            import_obd(shipped("obd"), Path(scratch) / "logs")
+        report = bench_signal(logs or Path(scratch) / "logs", config, progress)
+    size = ["--quick"] if quick else ["--impressions", config.impressions, "--repeats", config.repeats]
+    options = [*size, "--ctr", ctr, "--seeds", *config.seeds, *(["--logs", logs] if logs else [])]
+    command = shlex.join(["hawker", "bench", "signal", *map(str, options)])
+    return {**report, "machine": machine(threads), "command": command}
 
 
 def machine(threads: int) -> dict[str, Any]:

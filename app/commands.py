@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from hawker.agents.config import TrainConfig
-from hawker.app.tables import console, figure_table, text_table
+from hawker.app.tables import console, figure_table, say, text_table
 from hawker.shop.artefacts import read_json, write_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
@@ -92,7 +92,7 @@ class LogsImport:
         rows.append(("quarantined", f"{report.quarantined:,}"))
         console().print(text_table(str(self.out), ("table", "rows"), rows, right=(1,)))
         for note in report.notes:
-            console().print(f"- {note}")
+            say(f"- {note}")
         _write(self.json, {"format": report.format, "rows": report.rows, "quarantined": report.quarantined})
 
 
@@ -121,7 +121,7 @@ class LogsCheck:
         _write(self.json, report.to_dict())
         if self.clean is not None:
             cleaned = clean_logs(self.logs, self.clean)
-            console().print(f"{cleaned.out}: {cleaned.quarantined:,} rows in quarantine")
+            say(f"{cleaned.out}: {cleaned.quarantined:,} rows in quarantine")
         elif report.level == "bad":
             bad = next(finding for finding in report.findings if finding.level == "bad")
             raise InputError(
@@ -154,7 +154,7 @@ class Fit:
         with console().status("fitting") as status:
             _, report = fit(self.logs, self.out, self.fitting, status.update)
         print_fidelity(report)
-        console().print(f"shoppers: {self.out}")
+        say(f"shoppers: {self.out}")
         _write(self.json, report)
 
 
@@ -183,7 +183,7 @@ class Train:
         with progress_bar("pages") as update:
             _, report = train(Run(self.run_), self.training, self.resume, update)
         console().print(figure_table("In the world it was trained in (an upper bound)", report["figures"]))
-        console().print(f"policy: {Run(self.run_).policy}")
+        say(f"policy: {Run(self.run_).policy}")
         _write(self.json, report)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.text import Text
 
 from hawker.agents.config import TrainConfig
 from hawker.agents.train import train
 from hawker.app.reports import print_ab, print_fidelity, print_ope, progress_bar
-from hawker.app.tables import console, figure_table, text_table
+from hawker.app.tables import console, figure_table, say, text_table
 from hawker.benchmarks.abtest import ab_test
 from hawker.benchmarks.arms import load_arm
 from hawker.benchmarks.evaluation import evaluate
@@ -29,6 +30,7 @@ from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fidelity import mean_figure
 from hawker.simulators.fit import fit
+from hawker.simulators.store import load_shoppers
 
 SHOPPERS = 100_000
 """Simulated shoppers of the A/B test."""
@@ -56,19 +58,20 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     started = time.perf_counter()
     choose_threads()
     screen, source = console(), logs or shipped("obd")
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = {"figures": {}}
     _heading("1. Logs", f"Open Bandit Dataset, campaign {campaign}: {'the shipped sample' if logs is None else source}")
     for strategy in ("random", "bts"):
         path = run.path / "logs" / strategy
         report = import_obd(source, path, strategy=strategy, campaign=campaign)
         checked = check_logs(path)
         data[strategy] = {**checked.to_dict(), "quarantined": report.quarantined}
+        data["figures"] |= {f"{strategy}.{name}": value for name, value in data[strategy].pop("figures").items()}
         rows = [(finding.level, finding.name, finding.text) for finding in checked.findings]
         screen.print(text_table(f"{strategy} strategy", ("level", "what", "finding"), rows))
 
     _heading("2. Shoppers", "learned from the random strategy's log")
     with screen.status("fitting") as status:
-        shoppers, fidelity = fit(run.path / "logs" / "random", run.shoppers, FitConfig(seed=seed), status.update)
+        _, fidelity = fit(run.path / "logs" / "random", run.shoppers, FitConfig(seed=seed), status.update)
     print_fidelity(fidelity)
 
     _heading("3. Strategy", "PPO against the learned shoppers")
@@ -77,6 +80,7 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     screen.print(figure_table("In the world it was trained in (an upper bound)", trained["figures"]))
 
     _heading("4. Off-policy", "what the rows that nothing was trained on say")
+    shoppers = load_shoppers(run.shoppers, torch.device("cpu"))  # `fit` and `train` may have used a GPU
     clone = f"clone:{run.path / 'logs' / 'bts'}"
     arms = [load_arm(name, shoppers, run) for name in ("random", clone, "trained")]
     arms[1].name = "bts-clone"
@@ -95,9 +99,9 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     write_json(run.path / "context.json", request)
     served = Bundle.load(bundle_path)
     decision = decide_request(served, request, str(run.path / "context.json"), seed)
+    say(f"hawker decide {bundle_path} --context {run.path / 'context.json'} --seed {seed}")
+    say(json.dumps(decision))
     decision["figures"] = {"latency": latency(served, request, seed)}
-    screen.print(f"hawker decide {bundle_path} --context {run.path / 'context.json'}")
-    screen.print(json.dumps(decision))
 
     summary = {
         "data": data,
@@ -115,21 +119,22 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     _heading("Verdict", judgement["text"])
     for reason in judgement["because"]:
         screen.print(f"- {reason}")
-    screen.print(f"{run.path / 'summary.json'}, {seconds:.0f} s")
+    say(f"{run.path / 'summary.json'}, {seconds:.0f} s")
     return summary
 
 
 def _heading(what: str, about: str) -> None:
-    console().print(f"\n[bold]{what}[/bold]: {about}")
+    console().print(Text.assemble("\n", (what, "bold"), f": {about}"))
 
 
 def example_request(row: Any, columns: list[str]) -> dict[str, Any]:
     """Return the context of a logged impression as a serving request, for the features in ``columns``."""
-    shopper = {name: row[name] for name in columns if name in row.index}
+    known = row[row.notna()]  # JSON has no NaN; what is left out counts as unknown
+    shopper = {name: known[name] for name in columns if name in known.index}
     affinity = {
-        name.removeprefix("affinity."): float(row[name])
-        for name in row.index
-        if name.startswith("affinity.") and row[name]
+        name.removeprefix("affinity."): float(known[name])
+        for name in known.index
+        if name.startswith("affinity.") and known[name]
     }
     shopper = {name: value.item() if hasattr(value, "item") else value for name, value in shopper.items()}
     return {"timestamp": row["timestamp"].isoformat(), "shopper": shopper, "affinity": affinity}
@@ -150,6 +155,9 @@ def verdict(ope: dict[str, Any], ab: dict[str, Any]) -> dict[str, Any]:
 
     It takes both kinds of evidence, pointing the same way: the off-policy difference on logged clicks, and the
     simulated test with the uncertainty of its models.
+
+    Returns:
+        ``text``, ``distinguishable``, the reasons ``because``, and the ``figures`` they stand on.
     """
     because = []
     signs = []
@@ -165,7 +173,11 @@ def verdict(ope: dict[str, Any], ab: dict[str, Any]) -> dict[str, Any]:
         signs.append(1 if low > 0 else -1 if high < 0 else 0)
     pair = next(pair for pair in ab["pairs"] if pair["treatment"] == "trained")
     because.append(f"simulated: {pair['verdict']}")
-    lift = ab["figures"][f"pair.trained.{ab['deciding_metric']}_lift"]["value"] or 0.0
+    names = (f"pair.trained.{ab['deciding_metric']}_lift", "pair.trained.model_lift")
+    lift = ab["figures"][names[0]]["value"] or 0.0
+    figures = {name: ab["figures"][name] for name in names if name in ab["figures"]}
+    if difference is not None:
+        figures["dr.trained_minus_random"] = difference
     signs.append((1 if lift > 0 else -1) if pair["distinguishable"] else 0)
     if signs == [1, 1]:
         text = "trained is better than random: logged clicks and simulated shoppers agree"
@@ -173,4 +185,4 @@ def verdict(ope: dict[str, Any], ab: dict[str, Any]) -> dict[str, Any]:
         text = "trained is worse than random: logged clicks and simulated shoppers agree"
     else:
         text = "trained and random are not distinguishable on these logs"
-    return {"distinguishable": abs(sum(signs)) == 2, "text": text, "because": because}
+    return {"distinguishable": abs(sum(signs)) == 2, "text": text, "because": because, "figures": figures}

@@ -76,7 +76,7 @@ def print_ab(report: dict[str, Any]) -> None:
                 "yes" if pair["distinguishable"] else "no",
             )
         )
-    against = ("pair", "lift", "over shoppers", "models' lift", "over models", "distinguishable")
+    against = ("pair", "lift", "over shoppers", "models' lift", "over models", "told apart")
     console().print(text_table("", against, pairs, right=(1, 2, 3, 4)))
     for pair in report["pairs"]:
         console().print(f"- {pair['verdict']}")
@@ -92,7 +92,7 @@ def _percent(figure: Any) -> tuple[str, str]:
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Yield a function of (done, total, reward per page) that draws a progress bar on standard error's terminal."""
+    """Yield a function of (done, total, reward per page) that draws a progress bar where the output is a terminal."""
     columns = (
         TextColumn("training"),
         BarColumn(),
@@ -100,6 +100,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int, float], None]]:
         TextColumn(unit + ", reward a page {task.fields[reward]:.4g}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console(), transient=True) as bar:
+    screen = console()
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("training", total=None, reward=0.0)
         yield lambda done, total, reward: bar.update(task, completed=done, total=total, reward=reward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,10 +15,19 @@ from hawker.shop.figures import Figure
 RATES = ("probability", "clicks per impression")
 """Units that people read in percent."""
 
+WIDTH = 120
+"""Columns where the output is no terminal and ``COLUMNS`` is not set: a table in a file is not to be cut at 80."""
+
 
 def console() -> Console:
-    """Return where tables go: standard output, in plain text where it is no terminal."""
-    return Console(highlight=False, soft_wrap=False)
+    """Return where tables go: standard output, in plain text where it is no terminal; [brackets] mean themselves."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(line: str) -> None:
+    """Print a line as it is: one with a path in it is not to be broken."""
+    console().print(line, soft_wrap=True)
 
 
 def number(value: float | None, unit: str) -> str:

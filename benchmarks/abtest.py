@@ -271,8 +271,11 @@ def model_interval(lifts: npt.NDArray[np.float64]) -> tuple[float, float, float]
     on such a log". The deviation between models therefore *is* the standard error of the lift, and is not divided by
     sqrt(M): more models tell how uncertain the log leaves us, they do not add to the log. With s the deviation of M
     models, truth minus their mean has variance s^2 from the log and s^2 / M from drawing few models, so the interval
-    is mean -+ t(0.975, M - 1) s sqrt(1 + 1/M); one model has none (NaN). It is the least one should doubt: what all
-    models share (their form, priors, calibration, the assumption that next month is like the log) is not in it.
+    is mean -+ t(0.975, M - 1) s sqrt(1 + 1/M); one model has none (NaN).
+
+    It is the least one should doubt, for what all models share is not in it: their form, their calibration, the
+    assumption that next month is like the log, and above all their priors, which draw every lift towards zero where
+    clicks are few. There the interval lies too near zero to cover a great lift: trust its sign, not its size.
     """
     m, mean = len(lifts), float(lifts.mean())
     if m < 2:
@@ -397,7 +400,10 @@ def _overall(control: str, pairs: list[dict[str, Any]]) -> str:
 def _judge(views: npt.NDArray[np.float64] | None) -> str:
     if views is None:
         return "a world whose truth is known: nothing but the drawing of shoppers is uncertain"
-    return f"shoppers learned from a log, {views.shape[1]} models: a simulation, not a measurement on real shoppers"
+    return (
+        f"shoppers learned from a log, {views.shape[1]} models: a simulation, not a measurement on real shoppers; "
+        "where the log has few clicks it draws lifts towards zero, so look at their sign, not their size"
+    )
 
 
 def _check(arms: Sequence[Strategy], world: World, shoppers: int, seed: int) -> None:

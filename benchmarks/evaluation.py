@@ -76,6 +76,13 @@ class HeldOut:
                 expected="0 < p <= 1 in every row",
                 remedy="off-policy estimates need them: log P(item at its position) with every impression",
             )
+        if rows.duplicated(["visit_id", "page"]).any():
+            raise InputError(
+                "rows of one page cannot be valued one by one: their propensities depend on what stands above",
+                where=f"{shoppers.logs} table impressions",
+                expected="one row per page",
+                remedy="value whole slates with --level page",
+            )
         builder = shoppers.builder
         context = builder.from_impressions(rows)
         item = builder.catalog.index(rows["item_id"], "impressions")
@@ -127,9 +134,10 @@ def evaluate(
 
     Args:
         shoppers: The run's shoppers, which know the log and its split.
-        strategies: The first one is what the others are compared with.
-        level: ``row`` values an item at its position, which assumes that positions add up: the item above does not
-            change the click below. ``page`` values whole slates, and needs the logged candidates of every page.
+        strategies: On the CPU; the first one is what the others are compared with.
+        level: ``row`` values an item at its position, for logs whose rows stand alone; it assumes that positions add
+            up: the item above does not change the click below. ``page`` values whole slates, and needs the logged
+            candidates of every page.
         force: Give figures even where the log cannot support them.
         seed: Of folds, draws and bootstrap.
 
@@ -137,8 +145,10 @@ def evaluate(
         The report (``ope.json``): figures, diagnostics, refusals with their reasons, notes.
 
     Raises:
-        InputError: No propensities, unknown candidates, or a log that has changed.
+        InputError: No propensities, unknown candidates, a log that has changed, or a bad seed.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError("bad seed", where="seed", got=seed, expected="an integer from 0 to 2**63 - 1")
     names = [strategy.name for strategy in strategies]
     if len(set(names)) < len(names):
         raise InputError("two strategies have the same name", where="ope", got=names)

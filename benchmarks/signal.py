@@ -39,7 +39,7 @@ from hawker.simulators.fidelity import predict
 from hawker.simulators.fit import fit
 from hawker.simulators.fitting import Rows
 from hawker.simulators.planted import PlantedWorld
-from hawker.simulators.store import FittedShoppers, require_impressions, whole_catalog
+from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions, whole_catalog
 
 COVERED = ("dr", "snips", "ips")
 """Estimators whose intervals are counted against the truth."""
@@ -49,6 +49,8 @@ LEAST_ROWS = 100
 
 PROBES = 200_000
 """Impressions that the click model is held against the truth on."""
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,10 @@ def bench_signal(logs: Path, config: SignalConfig, progress: Callable[[str], Non
             run = Run(Path(scratch) / f"run-{seed}")
             write_log(Path(scratch) / f"logs-{seed}", log, tables.items)
             progress(f"seed {seed}: {int(log['clicked'].sum()):,} clicks planted")
-            shoppers, _ = fit(Path(scratch) / f"logs-{seed}", run.shoppers, config.fit, lambda _: None)
-            strategy, _ = train(run, config.train, resume=False, progress=lambda *_: None)
+            fit(Path(scratch) / f"logs-{seed}", run.shoppers, config.fit, lambda _: None)
+            train(run, config.train, resume=False, progress=lambda *_: None)
+            # Both may have used a GPU; the planted world is on the CPU.
+            shoppers, strategy = load_shoppers(run.shoppers, _CPU), TrainedStrategy.load(run.policy, _CPU)
             # The fitted shoppers have their own schema: the same rows of the log, as they and the strategy see them.
             seen = shoppers.builder.from_impressions(impressions)
             contexts = whole_catalog(torch.from_numpy(seen.shopper), torch.from_numpy(seen.affinity))
@@ -127,8 +131,8 @@ def _check(config: SignalConfig) -> None:
     for name, value, low in (("impressions", config.impressions, LEAST_ROWS), ("repeats", config.repeats, 1)):
         if value < low:
             raise InputError("too few", where=f"signal.{name}", got=value, expected=f"at least {low}")
-    if not config.seeds or min(config.seeds) < 0:
-        raise InputError("bad seeds", where="signal.seeds", got=config.seeds, expected="one or more of at least 0")
+    if not config.seeds or not all(0 <= seed < 2**62 for seed in config.seeds):
+        raise InputError("bad seeds", where="signal.seeds", got=config.seeds, expected="one or more, 0 to 2**62 - 1")
     if not 0 < config.effects.ctr < 1:  # NaN too
         raise InputError("not a click rate", where="signal.ctr", got=config.effects.ctr, expected="between 0 and 1")
 

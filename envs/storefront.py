@@ -85,7 +85,7 @@ class Storefront:
         slate = slate_of(self.shoppers.context, first_picks(picks, self.shoppers.context.mask))
         outcome = self.world.respond(self.shoppers, slate, self.generator)
         parts = self._reward.components(outcome)
-        reward = torch.stack(list(parts.values())).sum(0) if parts else torch.zeros(self.n, device=self.world.device)
+        reward = torch.stack(list(parts.values())).sum(0)
         fresh = self.world.arrive(self.n, self.generator)
         self.shoppers = self.shoppers.replaced(outcome.gone, fresh)
         happened = {f"reward_{name}": part for name, part in parts.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -25,6 +26,14 @@ class RewardSpec:
     conversion: float = 0.0
     revenue: float = 0.0
     response: Literal["expected", "sampled"] = "expected"
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are not finite, and a reward that is zero whatever shoppers do."""
+        weights = (self.click, self.conversion, self.revenue)
+        if not all(map(math.isfinite, weights)):
+            raise InputError("a weight is not finite", where="reward", got=weights, expected="finite weights")
+        if not any(weights):
+            raise InputError("every weight is 0", where="reward", expected="at least one weight that is not")
 
     def components(self, outcome: Outcome[A]) -> dict[str, A]:
         """Return the weighted parts of the reward by name, each of shape (B,); their sum is the reward.

@@ -162,7 +162,8 @@ def calibrate(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Tensor
     weight = unseen.to(rows.clicked.device).float()
     usable = weight.sum(0) > 0
     with torch.no_grad():
-        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])[:, usable].double()
+        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])[:, usable]
+    raw = raw.double()  # in single precision a line search can overflow where predictions are certain
     weight, clicked = weight[:, usable] / weight[:, usable].sum(0), rows.clicked[usable]
     identity = torch.tensor([0.0, 1.0], device=raw.device, dtype=raw.dtype)
     if not len(clicked):
@@ -177,8 +178,7 @@ def calibrate(members: list[ShopperModel], rows: Rows, unseen: Tensor) -> Tensor
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        # A line search may try a slope that underflows every probability: the bound keeps the loss finite there.
-        probability = (calibrated(raw, calibration()) * weight).sum(0).clamp(min=1e-30)
+        probability = (calibrated(raw, calibration()) * weight).sum(0)
         loss = log_loss(probability.log(), clicked) + (change / scale).square().sum() / (2 * len(clicked))
         loss.backward()
         return loss

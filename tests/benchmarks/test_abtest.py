@@ -318,6 +318,7 @@ def test_models_that_agree_tell_arms_apart() -> None:
     bold, same = report["pairs"]
     assert bold["distinguishable"]
     assert bold["doubts"] == []
+    assert bold["p"]["reward_per_visit"] == bold["p_corrected"]["reward_per_visit"] == 0.0  # expected clicks: no noise
     assert not same["distinguishable"]
     assert report["verdict"].startswith("bold does better than plain among these shoppers: +")
     assert report["verdict"].endswith("not distinguishable from plain: plain too")

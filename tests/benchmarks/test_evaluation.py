@@ -265,6 +265,13 @@ def test_strategies_of_one_name_are_refused(run: FittedShoppers):
     assert str(caught.value) == "ope: two strategies have the same name; got ['random', 'random']"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_bad_seeds_are_refused(run: FittedShoppers, seed: int):
+    with pytest.raises(InputError) as caught:
+        evaluate(run, [RandomStrategy(SIZE)], seed=seed)
+    assert str(caught.value) == f"seed: bad seed; got {seed}, expected an integer from 0 to 2**63 - 1"
+
+
 @pytest.mark.parametrize("change", ["some are missing", "no column"])
 def test_a_log_without_propensities_is_refused(tmp_path: Path, change: str, log_to):
     impressions, items = small_tables(n_rows=200)

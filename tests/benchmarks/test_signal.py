@@ -239,8 +239,8 @@ def test_the_whole_line_end_to_end(tmp_path: Path):
     [
         (SignalConfig(impressions=99), "signal.impressions: too few; got 99, expected at least 100"),
         (SignalConfig(repeats=0), "signal.repeats: too few; got 0, expected at least 1"),
-        (SignalConfig(seeds=()), "signal.seeds: bad seeds; got (), expected one or more of at least 0"),
-        (SignalConfig(seeds=(1, -2)), "signal.seeds: bad seeds; got (1, -2), expected one or more of at least 0"),
+        (SignalConfig(seeds=()), "signal.seeds: bad seeds; got (), expected one or more, 0 to 2**62 - 1"),
+        (SignalConfig(seeds=(1, -2)), "signal.seeds: bad seeds; got (1, -2), expected one or more, 0 to 2**62 - 1"),
         (
             SignalConfig(effects=PlantedEffects(ctr=1.0)),
             "signal.ctr: not a click rate; got 1.0, expected between 0 and 1",

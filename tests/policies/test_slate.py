@@ -204,12 +204,12 @@ def test_sampled_marginals_agree_with_enumeration_within_their_error(
 ):
     monkeypatch.setattr("hawker.policies.slate.ENUMERABLE", enumerable)
     exact = exact_marginals(SLOT_LOGITS)
-    marginals = position_marginals(SLOT_LOGITS[None], 2000, generator())
+    marginals = position_marginals(SLOT_LOGITS[None], 500, generator())
     distance = (marginals.probability[0] - exact).abs()
     assert distance[:exact_slots].max() < 1e-12
     assert 1e-12 < distance[exact_slots:].max() <= 5 * marginals.error
-    assert marginals.error < 0.02
-    plain = PlackettLuce(SLOT_LOGITS[:1], torch.ones(1, 5, dtype=torch.bool), 4).marginals(2000, generator(1))
+    assert marginals.error < 0.04
+    plain = PlackettLuce(SLOT_LOGITS[:1], torch.ones(1, 5, dtype=torch.bool), 4).marginals(500, generator(1))
     exact = exact_marginals(SLOT_LOGITS[:1].expand(4, -1))
     assert (plain.probability[0] - exact).abs().max() <= 5 * plain.error
 
@@ -219,7 +219,7 @@ def test_the_error_of_marginals_is_that_of_repeating_them(monkeypatch: pytest.Mo
     monkeypatch.setattr("hawker.policies.slate.ENUMERABLE", enumerable)
     estimates = position_marginals(SLOT_LOGITS.expand(400, -1, -1), 100, generator()).probability
     scatter = float(estimates.std(0).max())
-    stated = np.mean([position_marginals(SLOT_LOGITS[None], 100, generator(seed)).error for seed in range(20)])
+    stated = np.mean([position_marginals(SLOT_LOGITS[None], 100, generator(seed)).error for seed in range(8)])
     assert stated == pytest.approx(scatter, rel=0.15)
 
 

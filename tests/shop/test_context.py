@@ -90,6 +90,7 @@ def test_contexts_of_a_log(builder: ContextBuilder, impressions: pd.DataFrame):
         ("2026-03-01T01:00+07:00", -1, 0),  # 18:00 the day before in UTC
         ("2026-03-01T03:00Z", np.sqrt(0.5), np.sqrt(0.5)),
         ("2026-03-01T04:30+01:30", np.sqrt(0.5), np.sqrt(0.5)),
+        ("2026-03-01T02:30Z", np.sin(np.radians(37.5)), np.cos(np.radians(37.5))),
     ],
 )
 def test_the_hour_is_a_point_on_the_circle(builder: ContextBuilder, timestamp: str, sin: float, cos: float):

@@ -23,7 +23,6 @@ OUTCOME = Outcome(
         (RewardSpec(), {"click": [0.75, 0.125]}),
         (RewardSpec(response="sampled"), {"click": [2.0, 0.0]}),
         (RewardSpec(click=2.0), {"click": [1.5, 0.25]}),
-        (RewardSpec(click=0.0), {}),
         (RewardSpec(click=0.0, revenue=0.1), {"revenue": [2.0, 0.0]}),
         (
             RewardSpec(1.0, 5.0, -0.5),
@@ -35,7 +34,7 @@ def test_parts_by_hand(spec: RewardSpec, parts: dict[str, list[float]]):
     assert {name: part.tolist() for name, part in spec.components(OUTCOME).items()} == parts
 
 
-@given(st.tuples(*[st.floats(-10, 10)] * 3), st.sampled_from(["expected", "sampled"]))
+@given(st.tuples(*[st.floats(-10, 10)] * 3).filter(any), st.sampled_from(["expected", "sampled"]))
 def test_tensors_and_arrays_are_paid_alike_and_weights_are_factors(weights, response):
     tensors = Outcome(*(torch.from_numpy(getattr(OUTCOME, name)) for name in vars(OUTCOME)))
     spec = RewardSpec(*weights, response)
@@ -45,6 +44,21 @@ def test_tensors_and_arrays_are_paid_alike_and_weights_are_factors(weights, resp
     for name, part in parts.items():
         assert np.array_equal(part, of_tensors[name].numpy())
         assert np.array_equal(2 * part, doubled[name])
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"click": 0.0}, "reward: every weight is 0; expected at least one weight that is not"),
+        ({"click": float("nan")}, "reward: a weight is not finite"),
+        ({"revenue": float("-inf")}, "reward: a weight is not finite"),
+    ],
+)
+def test_weights_that_cannot_be_meant(weights: dict[str, float], message: str):
+    with pytest.raises(InputError, match=message):
+        RewardSpec(**weights)
+    with pytest.raises(InputError, match="reward: a weight is not finite; got"):
+        RewardSpec(revenue=float("inf"))
 
 
 @pytest.mark.parametrize("name", ["conversion", "revenue"])

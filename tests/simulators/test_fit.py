@@ -62,6 +62,12 @@ def test_same_seed_same_files(fitted, fast, tmp_path):
     assert len(lines) == 7, "a line for each part, each member and the report"
 
 
+def test_features_are_scaled_by_the_part_for_training_alone(shoppers):
+    schema = shoppers.builder.shopper
+    age, known = schema.numeric.index("age"), shoppers.read_part("train")["age"]
+    assert (schema.mean[age], schema.scale[age]) == (pytest.approx(known.mean()), pytest.approx(known.std(ddof=0)))
+
+
 def test_shoppers_are_split_where_the_log_knows_them(tables, write_logs, fast, tmp_path):
     impressions = tables[0].assign(shopper_id=[f"s{i % 50}" for i in range(1000)])
     shoppers, report = fit(write_logs(tmp_path / "logs", (impressions, tables[1])), tmp_path / "out", fast, silent)

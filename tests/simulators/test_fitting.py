@@ -173,6 +173,19 @@ def test_same_seed_same_weights(tables, fast):
     assert not torch.equal(one["calibration"], other["calibration"])
 
 
+def test_the_last_rows_calibrate_by_the_members_that_have_not_seen_them(tables, fast):
+    impressions, items = tables
+    ensemble, _ = fit(impressions, items, fast)
+    generator, late, unseen = np.random.default_rng(0), np.arange(700, 1000), []
+    for _ in range(2):
+        _, left_out = bootstrap_rows(impressions, generator)
+        generator.integers(2**62)  # the member's own seed
+        unseen.append(np.isin(late, left_out))
+    rows = Rows.from_impressions(impressions.iloc[late], ContextBuilder.fit(impressions, items), CPU)
+    expected = calibrate(list(ensemble.members), rows, torch.from_numpy(np.stack(unseen)))
+    assert torch.equal(ensemble.calibration, expected)
+
+
 def test_members_differ_in_data_and_architecture(tables, fast):
     one, two = fit(*tables, fast)[0].members
     assert type(one.item_taste) is not type(two.item_taste)

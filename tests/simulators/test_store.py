@@ -1,13 +1,12 @@
 """Fitted shoppers on disk: the same when read back, refused when not what was written."""
 
-import json
 import shutil
 
 import pandas as pd
 import pytest
 import torch
 
-from hawker.shop.artefacts import read_json, write_directory
+from hawker.shop.artefacts import read_json, write_directory, write_json
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
 from hawker.simulators.store import load_shoppers, require_impressions
@@ -83,10 +82,10 @@ def test_a_missing_file_is_refused(copy, name):
 def test_another_version_is_refused_in_one_line(copy, change, message):
     """The checksums are right, so that only the content can tell."""
     with write_directory(copy / "other") as scratch:
-        for file in (copy / "shoppers").iterdir():
-            shutil.copy(file, scratch)
+        for name in FILES:
+            shutil.copy(copy / "shoppers" / name, scratch)
         meta = read_json(scratch / "shoppers.json")
-        (scratch / "shoppers.json").write_text(json.dumps([] if change is None else meta | change))
+        write_json(scratch / "shoppers.json", [] if change is None else meta | change)
     with pytest.raises(InputError) as caught:
         load_shoppers(copy / "other", CPU)
     assert message in str(caught.value)
@@ -107,10 +106,9 @@ def test_parts_of_the_log_make_up_the_whole(fitted, shoppers):
 
 def test_a_log_that_changed_since_is_refused(copy):
     with write_directory(copy / "moved") as scratch:
-        for file in (copy / "shoppers").iterdir():
-            shutil.copy(file, scratch)
-        meta = read_json(scratch / "shoppers.json")
-        (scratch / "shoppers.json").write_text(json.dumps(meta | {"logs": str(copy / "logs")}))
+        for name in FILES:
+            shutil.copy(copy / "shoppers" / name, scratch)
+        write_json(scratch / "shoppers.json", read_json(scratch / "shoppers.json") | {"logs": str(copy / "logs")})
     shoppers = load_shoppers(copy / "moved", CPU)
     assert len(shoppers.read_part("judge")) == 200
     impressions = pd.read_parquet(copy / "logs/impressions.parquet")

@@ -1,0 +1,81 @@
+"""A run with fitted shoppers, small worlds, and a training that takes a second."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hawker.agents.config import TrainConfig
+from hawker.shop.decision import Outcome
+from hawker.shop.run import Run
+from hawker.simulators.config import FitConfig
+from hawker.simulators.fit import fit
+from hawker.simulators.small import small_tables, small_world
+from hawker.simulators.world import Shoppers
+
+
+class StayingWorld:
+    """The small shop, but every second shopper of a batch stays for another page."""
+
+    def __init__(self) -> None:
+        self._world = small_world()
+        self.builder, self.size, self.device = self._world.builder, self._world.size, self._world.device
+
+    def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
+        """Return n shoppers."""
+        return self._world.arrive(n, generator)
+
+    def respond(self, shoppers: Shoppers, slate: torch.Tensor, generator: torch.Generator) -> Outcome[torch.Tensor]:
+        """Answer a page."""
+        outcome = self._world.respond(shoppers, slate, generator)
+        return Outcome(outcome.clicked, outcome.click_probability, torch.arange(len(slate)) % 2 == 0)
+
+
+@pytest.fixture
+def staying() -> StayingWorld:
+    """The small shop, in which every second shopper stays."""
+    return StayingWorld()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TrainConfig:
+    """Four rollouts of 128 pages, with a checkpoint after the second."""
+    return TrainConfig(steps=512, shoppers=64, pages=2, batch=64, epochs=2, hidden=16, checkpoint_every=2, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def fitted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs and a run with shoppers fitted to them; not to be changed."""
+    directory = tmp_path_factory.mktemp("fitted")
+    impressions, items = small_tables()
+    log = small_world(ctr=0.2).write_log(3000, impressions, seed=1)
+    (directory / "logs").mkdir()
+    log.to_parquet(directory / "logs/impressions.parquet", index=False)
+    items.to_parquet(directory / "logs/items.parquet", index=False)
+    config = FitConfig(members=2, epochs=6, batch=128, device="cpu")
+    fit(directory / "logs", directory / "run/shoppers", config, lambda line: None)
+    return directory
+
+
+@pytest.fixture
+def run(fitted_run: Path, tmp_path: Path) -> Run:
+    """A run of one's own with fitted shoppers."""
+    shutil.copytree(fitted_run / "run", tmp_path / "run")
+    return Run(tmp_path / "run")
+
+
+@pytest.fixture
+def nothing_global() -> Iterator[None]:
+    """Fail if the test moves a global random generator."""
+
+    def state() -> str:
+        legacy = np.random.get_state()  # noqa: NPY002  # to see that nobody uses it
+        return repr((torch.random.get_rng_state().tolist(), legacy[1].tolist(), legacy[2], random.getstate()))
+
+    before = state()
+    yield
+    assert state() == before

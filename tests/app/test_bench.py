@@ -1,0 +1,85 @@
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawker.agents.config import TrainConfig
+from hawker.app.bench import machine, run_signal
+from hawker.app.cli import _parse
+from hawker.benchmarks.signal import SignalConfig
+from hawker.shop.errors import InputError
+from hawker.shop.logs import read_logs
+from hawker.simulators.config import FitConfig, PlantedEffects
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, SignalConfig, int]]:
+    """The benchmarks that were run, without running them: logs, config, impressions in the logs."""
+    ran: list[tuple[Path, SignalConfig, int]] = []
+
+    def bench_signal(logs: Path, config: SignalConfig, progress: Any) -> dict[str, Any]:
+        impressions = read_logs(logs).impressions
+        assert impressions is not None
+        ran.append((logs, config, len(impressions)))
+        progress("went")
+        return {"figures": {}, "seeds": list(config.seeds), "seconds": 1.0}
+
+    monkeypatch.setattr("hawker.app.bench.bench_signal", bench_signal)
+    return ran
+
+
+def test_logs_of_one_s_own(finished: Path, seen: list[tuple[Path, SignalConfig, int]]):
+    said: list[str] = []
+    report = run_signal(finished / "logs", 900, 0.1, (1, 2), 4, False, said.append)
+    assert seen == [(finished / "logs", SignalConfig(900, (1, 2), 4, PlantedEffects(ctr=0.1)), 1_500)]
+    assert set(report) == {"figures", "seeds", "seconds", "machine", "command"}
+    assert said == ["went"]
+
+
+def test_the_shipped_sample_is_the_default(seen: list[tuple[Path, SignalConfig, int]]):
+    run_signal(None, 900, 0.1, (1, 2), 4, False, print)
+    ((logs, _, n),) = seen
+    assert n == 10_000
+    assert not logs.exists()  # a scratch copy
+
+
+def test_quick_is_small(seen: list[tuple[Path, SignalConfig, int]]):
+    run_signal(None, 200_000, 0.03, (11, 12, 13), 100, True, print)
+    ((_, config, _),) = seen
+    assert config.effects == PlantedEffects(ctr=0.03)
+    assert (config.seeds, config.repeats) == ((11,), 5)
+    assert config.impressions <= 50_000
+    assert config.fit.epochs < FitConfig().epochs
+    assert config.train.steps < TrainConfig().steps
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_the_command_in_the_report_makes_the_same_report(
+    home: Path, seen: list[tuple[Path, SignalConfig, int]], quick: bool, own: bool
+):
+    logs = home / "logs of mine" if own else None
+    (home / "logs").rename(home / "logs of mine")
+    report = run_signal(logs, 900, 0.1, (1, 2), 4, quick, print)
+    words = shlex.split(report["command"])
+    assert words[:3] == ["hawker", "bench", "signal"]
+    _parse("bench signal", words[3:]).run()
+    (first, config, _), (second, again, _) = seen
+    assert again == config
+    assert not own or first == second == logs
+
+
+def test_bad_options_are_named(finished: Path):
+    with pytest.raises(InputError) as caught:
+        run_signal(finished / "logs", 900, math.nan, (1,), 4, False, print)
+    assert str(caught.value) == "signal.ctr: not a click rate; got nan, expected between 0 and 1"
+
+
+def test_the_machine_is_described():
+    found = machine(1)
+    assert found["torch_threads"] == 1
+    assert found["cores"] >= 1
+    assert found["processor"]
+    assert set(found) == {"processor", "cores", "torch_threads", "gpu"}

@@ -1,0 +1,208 @@
+"""What every registered environment promises. A new one is tested as soon as it is registered."""
+
+import itertools
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as check_for_gymnasium
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+from stable_baselines3.common.env_checker import check_env as check_for_stable_baselines3
+
+import hawker.envs  # noqa: F401  # registers them
+from hawker.shop.errors import InputError
+
+IDS = sorted(name for name in gym.registry if name.startswith("hawker/"))
+HEADINGS = [
+    *("Action Space", "Observation Space", "Starting State", "Rewards", "Episode End"),
+    *("Information", "Arguments", "References", "Version History"),
+]
+
+every_environment = pytest.mark.parametrize("name", IDS)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare observations, infos and what they hold."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, np.ndarray) and one.dtype == object:
+        return len(one) == len(other) and all(map(same, one, other))
+    return one is other or bool(np.array_equal(one, other))
+
+
+def rollout(env: gym.Env | VectorEnv, seed: int, steps: int = 8) -> list[Any]:
+    """Play seeded random actions, with a reset after every ending that the environment leaves to its user."""
+    env.action_space.seed(seed)
+    happened: list[Any] = [env.reset(seed=seed)]
+    for _ in range(steps):
+        happened.append(env.step(env.action_space.sample()))
+        if isinstance(env, gym.Env) and (happened[-1][2] or happened[-1][3]):
+            happened.append(env.reset())
+    return [part for step in happened for part in step]
+
+
+def test_there_is_something_to_check():
+    assert "hawker/Recommend-v0" in IDS
+
+
+@every_environment
+@pytest.mark.parametrize("render_mode", [None, "ansi"])
+def test_checkers_pass_without_a_warning(name, render_mode):  # pytest turns warnings into errors
+    check_for_gymnasium(gym.make(name, render_mode=render_mode).unwrapped)
+    check_for_stable_baselines3(gym.make(name, render_mode=render_mode))
+
+
+@every_environment
+def test_docstring_is_the_specification(name):
+    text = type(gym.make(name).unwrapped).__doc__
+    places = [text.find(f"## {heading}\n") for heading in HEADINGS]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@every_environment
+@pytest.mark.usefixtures("nothing_global")
+def test_same_seed_same_rollout(name):
+    makers = [lambda: gym.make(name), lambda: gym.make_vec(name, num_envs=3)]
+    for make in makers:
+        one, two, other = (rollout(make(), seed) for seed in (4, 4, 5))
+        assert all(map(same, one, two))
+        assert not all(map(same, one, other))
+        used = make()
+        rollout(used, 9)
+        assert all(map(same, rollout(used, 4), one)), "a seed starts all over"
+
+
+@every_environment
+def test_without_a_seed_every_reset_brings_someone_else(name):
+    for env in (gym.make(name), gym.make_vec(name, num_envs=2)):
+        observations = [env.reset(seed=3)[0], env.reset()[0], env.reset()[0]]
+        assert not any(same(one, two) for one, two in itertools.combinations(observations, 2))
+
+
+@every_environment
+def test_vector_of_one_is_the_single_environment(name):
+    single, vector = gym.make(name), gym.make_vec(name, num_envs=1)
+    actions = [vector.action_space.sample() for _ in range(3)]
+    for seed, action in enumerate(actions):
+        (alone, _), (batch, _) = single.reset(seed=seed), vector.reset(seed=seed)
+        assert same(alone, {key: value[0] for key, value in batch.items()})
+        last, reward, terminated, truncated, info = single.step(action[0])
+        _, rewards, terminations, truncations, infos = vector.step(action)
+        assert (rewards[0], terminations[0], truncations[0]) == (reward, terminated, truncated)
+        assert terminated
+        assert same(last, infos["final_obs"][0])
+        assert {key: float(infos[key][0]) for key in info} == info
+
+
+@every_environment
+@pytest.mark.parametrize("n", [1, 7, 2000])
+def test_vector_stays_in_its_spaces(name, n):
+    env = gym.make_vec(name, num_envs=n)
+    assert isinstance(env.unwrapped, VectorEnv)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    observation, rewards, terminated, truncated, info = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation)
+    assert (rewards.shape, rewards.dtype) == ((n,), np.float64)
+    assert (terminated.dtype, truncated.dtype) == (bool, bool)
+    assert not truncated.any()
+    assert same(info["_final_obs"], terminated)
+    for last in info["final_obs"][terminated]:
+        assert env.single_observation_space.contains(last)
+
+
+@every_environment
+def test_the_batch_has_the_form_of_gymnasiums_own_vectors(name):
+    ours = gym.make_vec(name, num_envs=3)
+    theirs = SyncVectorEnv([lambda: gym.make(name)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    assert ours.single_observation_space == theirs.single_observation_space
+    steps = []
+    for env in (ours, theirs):
+        first, _ = env.reset(seed=[3, 4, 5])
+        assert env.observation_space.contains(first)
+        steps.append(env.step(np.zeros(env.action_space.shape, np.int64)))
+    for one, other in zip(steps[0][1:4], steps[1][1:4], strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    finals = [step[4]["final_obs"] for step in steps]
+    assert [type(final) for final in finals] == [np.ndarray] * 2
+    assert [final[0].keys() for final in finals] == [first.keys()] * 2
+
+
+@every_environment
+def test_gymnasiums_wrappers_take_the_batch(name):
+    env = RecordEpisodeStatistics(gym.make_vec(name, num_envs=3))
+    env.reset(seed=0)
+    _, rewards, _, _, info = env.step(env.action_space.sample())
+    assert info["episode"]["r"] == pytest.approx(rewards)
+    assert info["episode"]["l"].tolist() == [1, 1, 1]
+    as_list = DictInfoToList(gym.make_vec(name, num_envs=3))
+    as_list.reset(seed=0)
+    infos = as_list.step(as_list.action_space.sample())[4]
+    assert [set(info["final_obs"]) for info in infos] == [set(as_list.single_observation_space)] * 3
+
+
+@every_environment
+def test_what_was_returned_is_the_users_to_change(name):
+    one, other = (gym.make_vec(name, num_envs=4) for _ in range(2))
+    action = np.tile(np.arange(one.action_space.shape[1]), (4, 1))
+    for env in (one, other):
+        observation, _ = env.reset(seed=1)
+        if env is one:
+            for array in observation.values():
+                array[:] = 0
+    assert all(map(same, one.step(action), other.step(action)))
+
+
+@every_environment
+def test_a_vector_of_single_environments_works_too(name):
+    env = gym.make_vec(name, num_envs=2, vectorization_mode="sync")
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert env.step(env.action_space.sample())[1].shape == (2,)
+
+
+@every_environment
+def test_pages_are_rendered_as_text(name):
+    single, vector = gym.make(name, render_mode="ansi"), gym.make_vec(name, num_envs=2, render_mode="ansi")
+    single.reset(seed=0)
+    vector.reset(seed=0)
+    text, texts = single.render(), vector.render()
+    assert "shopper:" in text
+    assert "candidates:" in text
+    assert [type(page) for page in texts] == [str, str]
+    assert texts[0] != texts[1]
+    silent = gym.make_vec(name, num_envs=2)
+    silent.reset(seed=0)
+    assert silent.render() is None
+
+
+@every_environment
+@pytest.mark.parametrize(
+    ("spoil", "got"),
+    [
+        (lambda action: action[..., :-1], "int64 of shape"),
+        (lambda action: action[..., :1], "int64 of shape"),
+        (lambda action: np.concatenate([action, action], -1), "int64 of shape"),
+        (lambda action: action[None], "int64 of shape"),
+        (lambda action: action * 0.5, "float64 of shape"),
+        (lambda action: action > 0, "bool of shape"),
+        (lambda action: None, "object of shape"),
+        (lambda action: action.astype(str), "<U21 of shape"),
+        (lambda action: 3, "int64 of shape"),
+    ],
+)
+def test_an_action_of_another_form_is_refused(name, spoil, got):
+    for env in (gym.make(name, disable_env_checker=True), gym.make_vec(name, num_envs=2)):
+        env.reset(seed=0)
+        action = np.zeros(env.action_space.shape, np.int64)
+        with pytest.raises(InputError) as caught:
+            env.step(spoil(action))
+        assert str(caught.value).startswith("step: bad action")
+        assert got in str(caught.value)
+        env.step(action)  # the page still stands
