@@ -149,8 +149,12 @@ def test_the_program_and_the_module_are_the_same(tmp_path: Path):
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Fit | Train]:
     """The commands that were run, without running them."""
     ran: list[Fit | Train] = []
+
+    def run(self: Fit | Train) -> None:
+        ran.append(self)
+
     for command in (Fit, Train):
-        monkeypatch.setattr(command, "run", ran.append)
+        monkeypatch.setattr(command, "run", run)
     return ran
 
 

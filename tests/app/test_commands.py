@@ -64,10 +64,22 @@ def test_logs_import_of_the_open_bandit_dataset(tmp_path: Path, capsys: pytest.C
     assert "- propensity: P(item | position)" in printed
 
 
-def test_logs_import_of_cdnow(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    hawker("logs", "import", "cdnow", shipped("cdnow"), tmp_path / "logs", "--sample")
-    assert read_logs(tmp_path / "logs").events is not None
-    assert "events" in capsys.readouterr().out
+@pytest.mark.parametrize("strategy", ["random", "bts"])
+def test_logs_import_takes_the_strategy_that_is_named(tmp_path: Path, strategy: str):
+    hawker("logs", "import", "obd", shipped("obd"), tmp_path / "logs", "--strategy", strategy)
+    assert json.loads((tmp_path / "logs" / "meta.json").read_text())["source"]["strategy"] == strategy
+    logs = read_logs(tmp_path / "logs")
+    assert logs.impressions is not None
+    assert (logs.impressions["propensity"].nunique() == 1) == (strategy == "random")
+
+
+@pytest.mark.parametrize(("option", "customers"), [("--sample", 2_357), ("--no-sample", 23_570)])
+def test_logs_import_of_cdnow(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, customers: int):
+    hawker("logs", "import", "cdnow", shipped("cdnow"), tmp_path / "logs", option)
+    events = read_logs(tmp_path / "logs").events
+    assert events is not None
+    assert events["shopper_id"].nunique() == customers
+    assert ["events", f"{len(events):,}"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_logs_check(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -165,6 +177,15 @@ def test_ope_compares_random_and_trained_unless_told(home: Path):
     assert set(json.loads((home / "ope.json").read_text())["diagnostics"]) == {"random", "trained"}
 
 
+def test_ope_with_another_seed_has_other_intervals(home: Path):
+    reports = []
+    for seed in (0, 4):
+        hawker("ope", home / "run", "--policy", "random", "--seed", seed, "--json", home / "ope.json")
+        reports.append(json.loads((home / "ope.json").read_text()))
+    assert [report["seeds"] for report in reports] == [[0], [4]]
+    assert reports[0]["figures"]["dr.random"] != reports[1]["figures"]["dr.random"]
+
+
 def test_ope_takes_runs_and_bundles(home: Path):
     hawker(
         "ope", home / "run", "--policy", "trained", "--policy", home / "bundle", "--force", "--json", home / "ope.json"
@@ -179,6 +200,7 @@ def test_ab(home: Path, capsys: pytest.CaptureFixture[str]):
     hawker("ab", home / "run", *words)
     report = figures_of(home / "ab.json")
     assert report["arms"] == ["random", "popularity", "trained"]
+    assert (report["seed"], report["shoppers"]) == (3, 500)
     assert [pair["treatment"] for pair in report["pairs"]] == ["popularity", "trained"]
     assert "pair.trained.model_lift" in report["figures"]
     printed = capsys.readouterr().out

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from hawker.benchmarks.evaluation import HeldOut, evaluate
+from hawker.benchmarks.crossfit import crossfit_q
+from hawker.benchmarks.evaluation import HeldOut, _evaluate_rows, evaluate
 from hawker.benchmarks.ope import ESTIMATORS
 from hawker.policies.baselines import LoggingClone, RandomStrategy
 from hawker.shop.context import ContextBuilder
@@ -92,8 +94,26 @@ def test_rows_of_known_shoppers_are_clustered(run: FittedShoppers):
     found = HeldOut.from_impressions(rows, run, seed=0)
     assert found.cluster is not None
     assert found.cluster.tolist() == rows["shopper_id"].tolist()
+    context, vectors = run.builder.from_impressions(rows), run.builder.catalog.vectors
+    arrays = (context.shopper, found.item, found.clicked, found.position, ITEMS, vectors)
+    q = crossfit_q(*arrays, affinity=context.affinity, seed=0, cluster=found.cluster)
+    np.testing.assert_array_equal(found.q, q)  # a shopper is in one fold
     rows.loc[0, "shopper_id"] = None
     assert HeldOut.from_impressions(rows, run, seed=0).cluster is None
+
+
+def test_rows_of_one_shopper_are_one_observation(run: FittedShoppers, fixed):
+    rows = run.read_part("estimate").head(500)
+    rows["shopper_id"] = pd.Series([f"s{i}" for i in range(500)], dtype="str")
+    copies = rows.loc[rows.index.repeat(6)].reset_index(drop=True).assign(visit_id=np.arange(3_000))
+    often = HeldOut.from_impressions(copies, run, seed=0)
+    strategies = [RandomStrategy(SIZE), fixed(np.linspace(-1, 1, ITEMS), SIZE)]
+    seen, blind = (
+        _evaluate_rows(held_out, strategies, False, 0)["figures"] for held_out in (often, replace(often, cluster=None))
+    )
+    for name in ("logged", "dr.fixed", "ips.fixed", "dr.fixed_minus_random"):
+        wide, narrow = (figures[name]["high"] - figures[name]["low"] for figures in (seen, blind))
+        assert wide > 1.8 * narrow, name  # the square root of 6 is 2.4
 
 
 def test_items_that_were_never_shown_have_no_support(run: FittedShoppers):

@@ -115,6 +115,24 @@ def test_pages_of_known_shoppers_are_clustered(tmp_path: Path, log_to):
     assert len(set(cluster)) == 96
 
 
+def test_pages_of_one_shopper_are_one_observation(tmp_path: Path, log_to):
+    """Every page six times over: by one shopper, or by nobody knows whom."""
+    tables, _, _ = pages_of(400)
+    often = dict(tables)
+    for name in ("impressions", "pages"):
+        copies = [tables[name].assign(visit_id=tables[name]["visit_id"] + 400 * i) for i in range(6)]
+        often[name] = pd.concat(copies, ignore_index=True)
+    shopper = pd.Series([f"s{visit % 400}" for visit in often["impressions"]["visit_id"]], dtype="str")
+    known = {**often, "impressions": often["impressions"].assign(shopper_id=shopper)}
+    seen, blind = (
+        evaluate(log_to(tmp_path / name, 3, **log), [RandomStrategy(3)], level="page")["figures"]
+        for name, log in (("known", known), ("unknown", often))
+    )
+    for name in ("logged", "ips.random", "snips.random"):
+        wide, narrow = (figures[name]["high"] - figures[name]["low"] for figures in (seen, blind))
+        assert wide > 1.8 * narrow, name
+
+
 def test_slates_against_a_page_table_by_hand(tmp_path: Path, log_to):
     """Three pages: rows out of order, candidates in another order than the catalog, a page with an empty slot."""
     _, items = small_tables(5)
@@ -152,6 +170,17 @@ def test_slates_against_a_page_table_by_hand(tmp_path: Path, log_to):
     assert context.affinity[:, 4].tolist() == [0, 9, 7]
     assert context.shopper[:, shoppers.builder.shopper.numeric.index("age")].tolist() == [30, 40, 31]
     assert cluster is None
+
+
+def test_rows_of_one_page_are_not_valued_one_by_one(paged: tuple[FittedShoppers, np.ndarray, np.ndarray]):
+    """Their propensities are given what stands above them; the target's marginals are not."""
+    shoppers, _, _ = paged
+    with pytest.raises(InputError) as caught:
+        evaluate(shoppers, [RandomStrategy(3)])
+    assert str(caught.value) == (
+        f"{shoppers.logs} table impressions: rows of one page cannot be valued one by one: their propensities depend "
+        "on what stands above; expected one row per page; value whole slates with --level page"
+    )
 
 
 NEEDED = "expected columns log_prob_slate and candidates without gaps"

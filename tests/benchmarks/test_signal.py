@@ -214,6 +214,25 @@ def test_coverage_is_counted_against_the_true_click_rate(
     assert len({mean for mean, _ in seen}) > 1  # fresh logs
 
 
+def test_coverage_is_of_the_strategy_at_the_drawn_positions(shop, monkeypatch: pytest.MonkeyPatch):
+    shoppers, world, contexts = shop
+    knowing = Knowing(world)
+    marginals = knowing.distribution(contexts).marginals(2, torch.Generator()).probability.double()
+    seen = []
+
+    def estimate(clicked, item, propensity, target, q, names, seed):
+        drawn = world.draw(800, torch.Generator().manual_seed(1_000_000 + seed))
+        np.testing.assert_array_equal(target, marginals[drawn.row, drawn.position].numpy())
+        np.testing.assert_array_equal(item, drawn.item.numpy())
+        np.testing.assert_array_equal(clicked, drawn.clicked.numpy())
+        seen.append(seed)
+        return dict.fromkeys(names, Estimate(0.1, 0.0, 1.0, 700.0))
+
+    monkeypatch.setattr(signal, "estimate", estimate)
+    count_coverage(knowing, world, contexts, shoppers, TINY, print)
+    assert seen == [0, 1, 2]
+
+
 def test_the_whole_line_end_to_end(tmp_path: Path):
     impressions, items = small_tables()
     write_log(tmp_path / "logs", impressions, items)
