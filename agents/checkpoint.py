@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
         "n_updates": model._n_updates,
         "order": buffer.generator.bit_generator.state,
     }
-    with write_directory(path) as scratch:
+    with write_directory(path, "checkpoint") as scratch:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, scratch / TENSORS)
         write_json(scratch / STATE, state)
 

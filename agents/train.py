@@ -134,7 +134,7 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
         "steps": model.num_timesteps,
         "seconds": round(time.perf_counter() - started, 2),
     }
-    with write_directory(run.policy) as scratch:
+    with write_directory(run.policy, "policy") as scratch:
         strategy.save(scratch)
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "train.json", report)

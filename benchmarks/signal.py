@@ -151,7 +151,7 @@ UNITS = {
 
 def write_log(path: Path, impressions: pd.DataFrame, items: pd.DataFrame) -> None:
     """Write impressions and items as a logs directory."""
-    with write_directory(path) as scratch:
+    with write_directory(path, "logs") as scratch:
         impressions.to_parquet(scratch / "impressions.parquet")
         items.to_parquet(scratch / "items.parquet")
 

@@ -61,7 +61,7 @@ def export_bundle(strategy: TrainedStrategy, out: Path) -> dict[str, Any]:
     for name, weights in strategy.actor.state_dict().items():
         if not bool(weights.isfinite().all()):
             raise InputError("the strategy has weights that are not finite", where=name, remedy="train it anew")
-    with write_directory(out) as scratch:
+    with write_directory(out, "bundle") as scratch:
         (scratch / GRAPH).write_bytes(trace(strategy.actor))
         (scratch / ITEMS).write_bytes(save({"table": strategy.actor.item_table()}))
         (scratch / GOLDEN).write_bytes(save(golden_examples(strategy, np.random.default_rng(seed))))

@@ -28,22 +28,18 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def write_directory(destination: Path) -> Iterator[Path]:
+def write_directory(destination: Path, kind: str) -> Iterator[Path]:
     """Yield an empty scratch directory that becomes ``destination`` when the block ends without an error.
 
-    A previous artefact at ``destination`` is replaced; a directory that is not an artefact is refused, so that a
-    mistyped ``--out`` never deletes somebody's files.
+    Args:
+        destination: The artefact's directory; a previous artefact of the same kind there is replaced.
+        kind: What it is ("shoppers", "bundle"), kept in ``checksums.json``.
 
     Raises:
-        InputError: ``destination`` exists, is not empty and holds no ``checksums.json``.
+        InputError: As in ``refuse_others``, or nothing can be written there.
     """
     destination = Path(destination).resolve()  # behind a link, so that the link stays
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / CHECKSUMS).exists():
-        raise InputError(
-            "the directory holds files that Hawker did not write", where=destination, remedy="name another directory"
-        )
-    if destination.exists() and not destination.is_dir():
-        raise InputError("a file stands where a directory is to be written", where=destination)
+    refuse_others(destination, kind)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
@@ -55,11 +51,34 @@ def write_directory(destination: Path) -> Iterator[Path]:
         for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
             path.chmod(0o644)  # some libraries write files that only their owner can read
             files[str(path.relative_to(scratch))] = sha256(path)
-        (scratch / CHECKSUMS).write_text(json.dumps(files, indent=1) + "\n")
+        (scratch / CHECKSUMS).write_text(json.dumps({"kind": kind, "files": files}, indent=1) + "\n")
         scratch.chmod(0o755)
         _replace(scratch, destination)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def refuse_others(destination: Path, kind: str) -> None:
+    """Refuse to write over anything but an artefact of the same kind, so that no mistyped path deletes files.
+
+    Raises:
+        InputError: ``destination`` is a file, another artefact, or a directory with files that Hawker did not write.
+    """
+    if destination.exists() and not destination.is_dir():
+        raise InputError("a file stands where a directory is to be written", where=destination)
+    if not destination.is_dir() or not any(destination.iterdir()):
+        return
+    remedy = "name another directory"
+    try:
+        found = read_json(destination / CHECKSUMS)["kind"]
+    except (InputError, KeyError, TypeError):
+        raise InputError(
+            "the directory holds files that Hawker did not write", where=destination, remedy=remedy
+        ) from None
+    if found != kind:
+        raise InputError(
+            "the directory holds something else", where=destination, got=found, expected=kind, remedy=remedy
+        )
 
 
 def _replace(scratch: Path, destination: Path) -> None:
@@ -89,21 +108,23 @@ def verify_directory(path: Path, kind: str) -> Path:
 
     Args:
         path: The artefact's directory.
-        kind: What it should be, for the message ("shoppers", "bundle").
+        kind: What it should be ("shoppers", "bundle").
 
     Raises:
-        InputError: The directory or a file is missing, or a file was changed.
+        InputError: The directory or a file is missing, a file was changed, or it is an artefact of another kind.
     """
     path = find_directory(path)
     if not path.is_dir():
         raise InputError(f"no {kind} here", where=path, expected=f"a directory with {kind}")
     try:
-        listed: dict[str, str] = json.loads((path / CHECKSUMS).read_text())
-        items = [(str(name), str(digest)) for name, digest in listed.items()]
+        listed = json.loads((path / CHECKSUMS).read_text())
+        found, items = listed["kind"], [(str(name), str(digest)) for name, digest in listed["files"].items()]
     except FileNotFoundError:
         raise InputError(f"not a directory of {kind}", where=path, expected=f"a {CHECKSUMS} in it") from None
-    except (ValueError, AttributeError, OSError):
+    except (ValueError, AttributeError, KeyError, TypeError, OSError):
         raise InputError("the list of checksums is damaged", where=path / CHECKSUMS, remedy="write it anew") from None
+    if found != kind:
+        raise InputError("a directory of another kind", where=path, got=found, expected=kind)
     for name, digest in items:
         if not (path / name).is_file():
             raise InputError("a file is missing", where=path / name, remedy=f"write the {kind} anew")

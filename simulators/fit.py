@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hawker.shop.artefacts import write_directory, write_json
+from hawker.shop.artefacts import refuse_others, write_directory, write_json
 from hawker.shop.config import save_config
 from hawker.shop.context import ContextBuilder
 from hawker.shop.devices import resolve_device
@@ -63,6 +63,7 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
         value = getattr(config, name)
         if not low <= value <= high:  # NaN too
             raise InputError("bad config", where=f"fit.{name}", got=value, expected=f"a number from {low} to {high}")
+    refuse_others(out, "shoppers")
     device = resolve_device(config.device)
     logs = read_logs(logs_path)
     impressions = require_impressions(logs)
@@ -83,7 +84,7 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
     shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest)
     progress("measuring fidelity on rows that no model has seen")
     report = measure_fidelity(shoppers, impressions, parts, unit)
-    with write_directory(out) as scratch:
+    with write_directory(out, "shoppers") as scratch:
         shoppers.save(scratch)
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "fidelity.json", report)

@@ -117,7 +117,7 @@ def of_another_device(tensors, state):
 @pytest.mark.parametrize("change", [without_tensor, wider, without_moments, of_another_generator, of_another_device])
 def test_a_checkpoint_of_another_version_is_refused(saved, staying, tiny, tmp_path, change):
     """The checksums are right, so that only the content can tell."""
-    with write_directory(tmp_path / "other") as scratch:
+    with write_directory(tmp_path / "other", "checkpoint") as scratch:
         tensors, state = load_file(saved[1] / "state.safetensors"), read_json(saved[1] / "state.json")
         change(tensors, state)
         save_file(tensors, scratch / "state.safetensors")

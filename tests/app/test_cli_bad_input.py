@@ -27,7 +27,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     change(values)
     path.write_text(json.dumps(values))
     listed = json.loads((path.parent / CHECKSUMS).read_text())
-    listed[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    listed["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     (path.parent / CHECKSUMS).write_text(json.dumps(listed))
 
 
@@ -281,7 +281,12 @@ CASES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "shoppers for a bundle": (
         nothing,
         "decide HOME/run/shoppers --context HOME/context.json",
-        "HOME/run/shoppers: not a bundle; expected a manifest.json in checksums.json; make one with ",
+        "HOME/run/shoppers: a directory of another kind; got 'shoppers', expected bundle",
+    ),
+    "a bundle written over shoppers": (
+        nothing,
+        "export HOME/run HOME/run/shoppers",
+        "HOME/run/shoppers: the directory holds something else; got 'shoppers', expected bundle; name another ",
     ),
     "no bundle": (
         nothing,

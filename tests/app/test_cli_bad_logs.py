@@ -196,7 +196,7 @@ FILES: dict[str, tuple[Callable[[Path], None], str]] = {
         "HOME/bad/impressions.csv row 4 column timestamp: bad value; got '2026-13-45T10:00:00Z', expected a time",
     ),
     "a byte of a log with checksums": (
-        lambda bad: (bad / CHECKSUMS).write_text(json.dumps({"items.parquet": "0" * 64})),
+        lambda bad: (bad / CHECKSUMS).write_text(json.dumps({"kind": "logs", "files": {"items.parquet": "0" * 64}})),
         "HOME/bad/items.parquet: the file was changed after it was written; got '",
     ),
 }

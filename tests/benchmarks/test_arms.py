@@ -50,7 +50,7 @@ def actor_of(builder: ContextBuilder, size: int, seed: int) -> SlateActor:
 
 
 def save_policy(run: Run, builder: ContextBuilder, size: int, trained_on: dict[str, Any], seed: int = 0) -> None:
-    with write_directory(run.policy) as scratch:
+    with write_directory(run.policy, "policy") as scratch:
         TrainedStrategy(actor_of(builder, size, seed), builder, trained_on).save(scratch)
 
 

@@ -71,7 +71,8 @@ def reseal(path: Path) -> None:
         for name in (GRAPH, ITEMS, GOLDEN):
             manifest["files"][name]["sha256"] = sha256(path / name)
         (path / MANIFEST).write_text(json.dumps(manifest))
-    (path / CHECKSUMS).write_text(json.dumps({name: sha256(path / name) for name in FILES if name != CHECKSUMS}))
+    digests = {name: sha256(path / name) for name in FILES if name != CHECKSUMS}
+    (path / CHECKSUMS).write_text(json.dumps({"kind": "bundle", "files": digests}))
 
 
 def refusal(path: Path) -> str:
@@ -298,16 +299,15 @@ class TestDamage:
         assert "no bundle here" in refusal(tmp_path / "nothing")
 
     def test_another_artefact(self, strategy, tmp_path):
-        with write_directory(tmp_path / "policy") as scratch:
+        with write_directory(tmp_path / "policy", "policy") as scratch:
             strategy.save(scratch)
         message = refusal(tmp_path / "policy")
-        assert "policy: not a bundle; expected a manifest.json" in message
-        assert "make one with `hawker export RUN BUNDLE`" in message
+        assert "policy: a directory of another kind; got 'policy', expected bundle" in message
 
     @pytest.mark.parametrize("name", [GRAPH, ITEMS, GOLDEN])
     def test_a_file_that_no_checksum_covers(self, copied, name):
         listed = json.loads((copied / CHECKSUMS).read_text())
-        del listed[name]
+        del listed["files"][name]
         (copied / CHECKSUMS).write_text(json.dumps(listed))
         assert f"{name}: not the file of the manifest" in refusal(copied)
 

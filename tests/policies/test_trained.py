@@ -34,7 +34,7 @@ def strategy() -> TrainedStrategy:
 @pytest.fixture
 def saved(strategy: TrainedStrategy, tmp_path: Path) -> Path:
     """The directory of the strategy."""
-    with write_directory(tmp_path / "policy") as scratch:
+    with write_directory(tmp_path / "policy", "policy") as scratch:
         strategy.save(scratch)
     return tmp_path / "policy"
 
@@ -50,7 +50,7 @@ def test_a_strategy_comes_back_as_it_was(strategy: TrainedStrategy, saved: Path)
 
 
 def test_what_is_saved_twice_is_the_same_file(strategy: TrainedStrategy, saved: Path, tmp_path: Path):
-    with write_directory(tmp_path / "again") as scratch:
+    with write_directory(tmp_path / "again", "policy") as scratch:
         TrainedStrategy.load(saved, CPU).save(scratch)
     for name in (POLICY, WEIGHTS, "checksums.json"):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
@@ -142,7 +142,7 @@ OTHER_VERSION = "policy: not a policy of this version"
 def test_whole_artefacts_that_are_no_policy(saved: Path, make_foreign: Callable[[Path], None], message: str):
     """Their checksums are right: another version wrote them, or they are another kind of artefact."""
     foreign = saved.parent / "foreign" / "policy"
-    with write_directory(foreign) as scratch:
+    with write_directory(foreign, "policy") as scratch:
         for name in (POLICY, WEIGHTS):
             (scratch / name).write_bytes((saved / name).read_bytes())
         make_foreign(scratch)

@@ -20,7 +20,7 @@ from hawker.shop.errors import InputError
 
 
 def write(path: Path, text: str) -> None:
-    with write_directory(path) as scratch:
+    with write_directory(path, "thing") as scratch:
         (scratch / "deep").mkdir()
         for name in ("a", "deep/b"):
             (scratch / name).write_text(text)
@@ -49,8 +49,17 @@ def test_what_was_written_is_verified(thing: Path):
     assert content(thing) == "old"
     assert names(thing) == ["a", CHECKSUMS, "deep"]
     digest = sha256(thing / "a")
-    assert read_json(thing / CHECKSUMS) == {"a": digest, "deep/b": digest}
+    assert read_json(thing / CHECKSUMS) == {"kind": "thing", "files": {"a": digest, "deep/b": digest}}
     assert thing.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_artefact_of_another_kind_is_not_replaced(thing: Path):
+    with (
+        pytest.raises(InputError, match="thing: the directory holds something else; got 'thing', expected toy; name"),
+        write_directory(thing, "toy"),
+    ):
+        pass
+    assert content(thing) == "old"
 
 
 def test_sha256_of_the_published_example(tmp_path: Path):
@@ -61,7 +70,7 @@ def test_sha256_of_the_published_example(tmp_path: Path):
 def test_an_artefact_is_replaced_whole(thing: Path):
     write(thing, "new")
     assert content(thing) == "new"
-    with write_directory(thing) as scratch:
+    with write_directory(thing, "thing") as scratch:
         (scratch / "c").touch()
     assert names(thing) == ["c", CHECKSUMS]
     assert names(thing.parent) == ["thing"]
@@ -69,7 +78,7 @@ def test_an_artefact_is_replaced_whole(thing: Path):
 
 def test_an_error_while_writing_leaves_the_artefact_as_it_was(thing: Path):
     def write_half() -> None:
-        with write_directory(thing) as scratch:
+        with write_directory(thing, "thing") as scratch:
             (scratch / "a").write_text("new")
             raise ZeroDivisionError
 
@@ -140,21 +149,22 @@ def holding(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "file", "message"),
     [
-        (flip_a_bit, "a", r"thing/a: the file was changed .* expected SHA-256 \w{12}\.\.\.; write the toy anew"),
+        (flip_a_bit, "a", r"thing/a: the file was changed .* expected SHA-256 \w{12}\.\.\.; write the thing anew"),
         (holding("oldest"), "deep/b", "thing/deep/b: the file was changed"),
-        (remove, "deep/b", "thing/deep/b: a file is missing; write the toy anew"),
+        (remove, "deep/b", "thing/deep/b: a file is missing; write the thing anew"),
         (turn_into_directory, "a", "thing/a: a file is missing"),
-        (remove, CHECKSUMS, f"thing: not a directory of toy; expected a {CHECKSUMS} in it"),
+        (remove, CHECKSUMS, f"thing: not a directory of thing; expected a {CHECKSUMS} in it"),
         (turn_into_directory, CHECKSUMS, "the list of checksums is damaged"),
         (holding('{"a": '), CHECKSUMS, f"thing/{CHECKSUMS}: the list of checksums is damaged"),
         (holding("[]"), CHECKSUMS, "the list of checksums is damaged"),
-        (holding('{"a": 1}'), CHECKSUMS, "thing/a: the file was changed"),
+        (holding('{"kind": "thing", "files": {"a": 1}}'), CHECKSUMS, "thing/a: the file was changed"),
+        (holding('{"kind": "toy", "files": {}}'), CHECKSUMS, "a directory of another kind; got 'toy', expected thing"),
     ],
 )
 def test_damage_is_seen(thing: Path, damage: Callable[[Path], None], file: str, message: str):
     damage(thing / file)
     with pytest.raises(InputError, match=message):
-        verify_directory(thing, "toy")
+        verify_directory(thing, "thing")
 
 
 def test_an_artefact_that_is_not_there(tmp_path: Path):
@@ -189,7 +199,7 @@ from pathlib import Path
 from hawker.shop.artefacts import write_directory
 
 def write(path, text):
-    with write_directory(path) as scratch:
+    with write_directory(path, "thing") as scratch:
         (scratch / "deep").mkdir()
         for name in ("a", "deep/b"):
             (scratch / name).write_text(text)

@@ -234,12 +234,12 @@ def test_bad_csv(write_logs, impressions, items):
 
 
 def test_artefact_that_was_changed_is_refused(impressions, items, tmp_path):
-    with write_directory(tmp_path / "logs") as scratch:
+    with write_directory(tmp_path / "logs", "logs") as scratch:
         impressions.to_parquet(scratch / "impressions.parquet")
         items.to_parquet(scratch / "items.parquet")
     assert len(read_logs(tmp_path / "logs").impressions) == 60
     listed = tmp_path / "logs" / "checksums.json"
-    listed.write_text(json.dumps({**json.loads(listed.read_text()), "items.parquet": "0" * 64}))
+    listed.write_text(json.dumps({"kind": "logs", "files": {"items.parquet": "0" * 64}}))
     assert "the file was changed after it was written" in refusal(tmp_path / "logs")
 
 

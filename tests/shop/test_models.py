@@ -158,7 +158,7 @@ def test_a_wrong_model_in_the_right_wheel(house: Path, monkeypatch: pytest.Monke
 
 
 def artefact(path: Path) -> None:
-    with write_directory(path) as scratch:
+    with write_directory(path, "language model") as scratch:
         (scratch / "bundle.json").write_text("{}")
 
 

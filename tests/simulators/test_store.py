@@ -32,7 +32,7 @@ def copy(fitted, tmp_path):
 
 
 def test_what_is_read_back_answers_as_what_was_written(fitted, shoppers, tmp_path):
-    with write_directory(tmp_path / "again") as scratch:
+    with write_directory(tmp_path / "again", "shoppers") as scratch:
         shoppers.save(scratch)
     again = load_shoppers(tmp_path / "again", CPU)
     assert (again.config, again.size) == (shoppers.config, 3)
@@ -81,7 +81,7 @@ def test_a_missing_file_is_refused(copy, name):
 )
 def test_another_version_is_refused_in_one_line(copy, change, message):
     """The checksums are right, so that only the content can tell."""
-    with write_directory(copy / "other") as scratch:
+    with write_directory(copy / "other", "shoppers") as scratch:
         for name in FILES:
             shutil.copy(copy / "shoppers" / name, scratch)
         meta = read_json(scratch / "shoppers.json")
@@ -105,7 +105,7 @@ def test_parts_of_the_log_make_up_the_whole(fitted, shoppers):
 
 
 def test_a_log_that_changed_since_is_refused(copy):
-    with write_directory(copy / "moved") as scratch:
+    with write_directory(copy / "moved", "shoppers") as scratch:
         for name in FILES:
             shutil.copy(copy / "shoppers" / name, scratch)
         write_json(scratch / "shoppers.json", read_json(scratch / "shoppers.json") | {"logs": str(copy / "logs")})
