@@ -213,14 +213,14 @@ class SlateActor(nn.Module):
             ("item_vectors", catalog.vectors),
             ("shopper_centre", builder.shopper.centre),
             ("shopper_spread", builder.shopper.spread),
-            ("item_centre", catalog.features.centre),
-            ("item_spread", catalog.features.spread),
+            ("item_centre", catalog.centre),
+            ("item_spread", catalog.spread),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(array)))
         self.query = nn.Sequential(Linear(builder.shopper.width, hidden), nn.Tanh(), Linear(hidden, hidden), nn.Tanh())
         self.affinity_weight = Linear(hidden, 1)
-        self.item_key = Linear(catalog.features.width, hidden)
-        self.item_bias = Linear(catalog.features.width, 1)
+        self.item_key = Linear(catalog.width, hidden)
+        self.item_bias = Linear(catalog.width, 1)
         self.own_key = nn.Parameter(torch.zeros(len(catalog), hidden))
         self.own_bias = nn.Parameter(torch.zeros(len(catalog), 1))
         initialise(self, generator)

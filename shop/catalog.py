@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,28 @@ import pandas as pd
 
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import FeatureSchema
+from hawker.shop.language import Encoder
 
-NOT_FEATURES = ("item_id", "title", "description", "stock", "image_embedding")
+TEXTS = ("title", "description")
+NOT_FEATURES = ("item_id", *TEXTS, "stock", "image_embedding")
+
+TEXT_VARIANCE = 4.0
+"""Variance that an item's text has in all its entries together once it is scaled: that of about four features."""
+
+
+@dataclass(frozen=True)
+class TextSchema:
+    """Which encoder turned the items' texts into vectors.
+
+    Attributes:
+        encoder: Its name, as ``hawker.shop.language.load_encoder`` takes it.
+        digest: What its vectors depend on besides the text.
+        width: Entries of a text's vector.
+    """
+
+    encoder: str
+    digest: str
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,21 +44,55 @@ class Catalog:
     Attributes:
         item_ids: The shop's own ids, one per item.
         features: Schema of the item features.
-        vectors: Encoded item features, shape (n_items, features.width).
+        vectors: Encoded item features, then the vector of the item's text, shape (n_items, width).
+        text: How texts were encoded; None where the items have none.
     """
 
     item_ids: tuple[str, ...]
     features: FeatureSchema
     vectors: npt.NDArray[np.float32]
+    text: TextSchema | None = None
 
     @classmethod
-    def from_items(cls, items: pd.DataFrame) -> Catalog:
-        """Build the catalog from the ``items`` table of a log, ordered as the table is."""
+    def from_items(cls, items: pd.DataFrame, encoder: Encoder | None = None) -> Catalog:
+        """Build the catalog from the ``items`` table of a log, ordered as the table is.
+
+        Args:
+            items: The table; ``encoder`` reads title and description as one text.
+            encoder: Turns texts into vectors; without one texts are left out.
+        """
         features = FeatureSchema.fit(items, [c for c in items.columns if c not in NOT_FEATURES])
-        return cls(tuple(items["item_id"].astype(str)), features, features.encode(items))
+        ids, vectors = tuple(items["item_id"].astype(str)), features.encode(items)
+        columns = [items[name].fillna("").astype(str) for name in TEXTS if name in items]
+        texts = [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
+        if encoder is None or not any(texts):
+            return cls(ids, features, vectors)
+        schema = TextSchema(encoder.name, encoder.digest, encoder.width)
+        return cls(ids, features, np.hstack([vectors, encoder.encode(texts)]), schema)
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def width(self) -> int:
+        """Entries of an item's vector."""
+        return int(self.vectors.shape[1])
+
+    @cached_property
+    def centre(self) -> npt.NDArray[np.float32]:
+        """What to subtract from a vector to centre it: shape (width,)."""
+        return np.concatenate([self.features.centre, self.vectors[:, self.features.width :].mean(0)])
+
+    @cached_property
+    def spread(self) -> npt.NDArray[np.float32]:
+        """What to divide a centred vector by: shape (width,), positive.
+
+        The entries of a text share one scale, which brings their variances to ``TEXT_VARIANCE`` in sum: language models
+        put all texts close together, and an entry alone may hardly vary.
+        """
+        variance = float(self.vectors[:, self.features.width :].var(0).sum())
+        scale = np.sqrt(variance / TEXT_VARIANCE) if variance > 1e-12 else 1.0
+        return np.concatenate([self.features.spread, np.full(self.width - self.features.width, scale, np.float32)])
 
     @cached_property
     def _position(self) -> pd.Index:
@@ -61,7 +115,8 @@ class Catalog:
 
     def to_dict(self) -> dict[str, Any]:
         """Return ids and schema as JSON values; the vectors are stored apart, as an array."""
-        return {"item_ids": list(self.item_ids), "features": self.features.to_dict()}
+        text = None if self.text is None else asdict(self.text)
+        return {"item_ids": list(self.item_ids), "features": self.features.to_dict(), "text": text}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], vectors: npt.NDArray[np.float32], where: object) -> Catalog:
@@ -72,10 +127,12 @@ class Catalog:
         """
         try:
             item_ids, features = tuple(map(str, values["item_ids"])), values["features"]
+            text = None if values["text"] is None else TextSchema(**values["text"])
         except (KeyError, TypeError) as error:
             raise InputError("not a catalog", where=where, got=repr(error)) from None
         features = FeatureSchema.from_dict(features, where)
-        if vectors.shape != (len(item_ids), features.width):
-            expected = f"shape {(len(item_ids), features.width)}"
+        shape = (len(item_ids), features.width + (text.width if text else 0))
+        if vectors.shape != shape:
+            expected = f"shape {shape}"
             raise InputError("item vectors do not fit the catalog", where=where, got=vectors.shape, expected=expected)
-        return cls(item_ids, features, vectors)
+        return cls(item_ids, features, vectors, text)

@@ -13,6 +13,7 @@ import pandas as pd
 from hawker.shop.catalog import Catalog
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST, FeatureSchema
+from hawker.shop.language import Encoder
 from hawker.shop.logs import affinity_columns, feature_columns
 
 A = TypeVar("A")
@@ -53,7 +54,7 @@ class ContextBuilder:
     catalog: Catalog
 
     @classmethod
-    def fit(cls, impressions: pd.DataFrame, items: pd.DataFrame) -> ContextBuilder:
+    def fit(cls, impressions: pd.DataFrame, items: pd.DataFrame, encoder: Encoder | None = None) -> ContextBuilder:
         """Learn the schemas from the impressions and the items of a log.
 
         Raises:
@@ -64,7 +65,7 @@ class ContextBuilder:
             raise InputError(
                 "the name is taken by a time feature", where=f"impressions column {taken[0]}", remedy="rename it"
             )
-        return cls(FeatureSchema.fit(_with_time(impressions), [*TIME, *columns]), Catalog.from_items(items))
+        return cls(FeatureSchema.fit(_with_time(impressions), [*TIME, *columns]), Catalog.from_items(items, encoder))
 
     def from_impressions(self, impressions: pd.DataFrame) -> Context[npt.NDArray[Any]]:
         """Return the context of every row, with the whole catalog as candidates."""

@@ -19,6 +19,8 @@ class FitConfig:
         learning_rate: Adam's step size.
         effect_scale: Prior standard deviation of an effect on the log-odds: small where clicks are few.
         taste_scale: Prior standard deviation of an entry of the taste vectors' weights.
+        encoder: What reads the items' titles and descriptions: "hashed", which needs nothing else, or the name, path or
+            hub id of a language model.
         id_dropout: Probability that an item's own vectors are left out of a step.
         seed: Decides splits, bootstraps, first weights and the order of rows.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -33,6 +35,7 @@ class FitConfig:
     learning_rate: float = 0.01
     effect_scale: float = 0.5
     taste_scale: float = 0.15
+    encoder: str = "hashed"
     id_dropout: float = 0.1
     seed: int = 0
     device: str = "auto"

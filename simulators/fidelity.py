@@ -113,7 +113,7 @@ def _design(rows: Rows, shoppers: FittedShoppers) -> sp.csr_array:
     shopper = (rows.shopper.cpu().numpy() - features.centre) / features.spread
     item = rows.item.cpu().numpy()
     catalog = shoppers.builder.catalog
-    vectors = (catalog.vectors - catalog.features.centre) / catalog.features.spread
+    vectors = (catalog.vectors - catalog.centre) / catalog.spread
     position = sp.csr_array(np.eye(shoppers.size)[rows.position.cpu().numpy()])
     affinity = sp.csr_array(rows.affinity.cpu().numpy()[:, None])
     own = sp.csr_array((np.ones(len(item)), (np.arange(len(item)), item)), shape=(len(item), len(catalog)))

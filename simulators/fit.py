@@ -13,7 +13,9 @@ from hawker.shop.config import save_config
 from hawker.shop.context import ContextBuilder
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
+from hawker.shop.language import load_encoder
 from hawker.shop.logs import read_logs
+from hawker.shop.models import home
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fidelity import measure_fidelity
 from hawker.simulators.fitting import Progress, fit_ensemble
@@ -65,12 +67,13 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
             raise InputError("bad config", where=f"fit.{name}", got=value, expected=f"a number from {low} to {high}")
     refuse_others(out, "shoppers")
     device = resolve_device(config.device)
+    encoder = load_encoder(config.encoder, device, home() / "vectors")
     logs = read_logs(logs_path)
     impressions = require_impressions(logs)
     assert logs.items is not None
     parts, unit = three_way(impressions, config.shares, config.seed)
     size = int(impressions["position"].max()) + 1
-    builder = ContextBuilder.fit(impressions[parts == 0], logs.items)
+    builder = ContextBuilder.fit(impressions[parts == 0], logs.items, encoder)
     ensembles, arrivals = {}, {}
     for part, (role, first) in enumerate(FIRST_ARCHITECTURE.items()):
         rows = impressions[parts == part].reset_index(drop=True)

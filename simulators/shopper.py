@@ -57,8 +57,8 @@ class ShopperModel(nn.Module):
             generator: Source of the first weights.
         """
         super().__init__()
-        features = builder.catalog.features
-        vectors = (builder.catalog.vectors - features.centre) / features.spread
+        catalog = builder.catalog
+        vectors = (catalog.vectors - catalog.centre) / catalog.spread
         self.register_buffer("item_vectors", torch.from_numpy(vectors))
         self.register_buffer("shopper_centre", torch.from_numpy(np.array(builder.shopper.centre)))
         self.register_buffer("shopper_spread", torch.from_numpy(np.array(builder.shopper.spread)))
@@ -66,11 +66,11 @@ class ShopperModel(nn.Module):
         self.base = nn.Parameter(torch.tensor(np.log(ctr / (1.0 - ctr)), dtype=torch.float32))
         self.position = nn.Parameter(torch.zeros(size))
         self.shopper_effect = _Linear(builder.shopper.width, 1, bias=False)
-        self.item_effect = _Linear(features.width, 1, bias=False)
+        self.item_effect = _Linear(catalog.width, 1, bias=False)
         self.own_effect = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False)
         self.affinity_effect = nn.Parameter(torch.zeros(()))
         self.shopper_taste = _tower(builder.shopper.width, architecture)
-        self.item_taste = _tower(features.width, architecture)
+        self.item_taste = _tower(catalog.width, architecture)
         self.own_taste = nn.Embedding.from_pretrained(torch.zeros(n_items, hidden), freeze=False)
         for name, parameter in self.named_parameters():
             if "effect" in name or name.endswith("bias"):

@@ -116,7 +116,7 @@ def test_manifest_says_what_it_is(strategy, exported):
     assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == {
         name: sha256(path / name) for name in (GRAPH, ITEMS, GOLDEN)
     }
-    d = strategy.builder.catalog.features.width
+    d = strategy.builder.catalog.width
     assert manifest["graph"]["inputs"] == {
         "shopper": {"type": "float32", "shape": ["B", strategy.builder.shopper.width]},
         "candidates": {"type": "float32", "shape": ["B", "C", d + 64 + 2]},

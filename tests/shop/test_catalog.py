@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hawker.shop.catalog import Catalog
+from hawker.shop.catalog import TEXT_VARIANCE, Catalog, TextSchema
 from hawker.shop.errors import InputError
+from hawker.shop.language import HashedEncoder
 
 
 @pytest.fixture
@@ -91,3 +92,44 @@ def test_what_is_no_catalog(catalog: Catalog, change, message: str):
     with pytest.raises(InputError) as caught:
         Catalog.from_dict(change(catalog.to_dict()), catalog.vectors, "bundle")
     assert str(caught.value).startswith(message)
+
+
+def test_texts_follow_the_features():
+    items = pd.DataFrame(
+        {
+            "item_id": ["a", "b", "c"],
+            "title": ["red shoes", None, "blue hat"],
+            "description": ["", "", "wool"],
+            "price": 1.0,
+        }
+    )
+    encoder = HashedEncoder(16)
+    catalog = Catalog.from_items(items, encoder)
+    assert catalog.text == TextSchema("hashed:16", encoder.digest, 16)
+    assert catalog.width == catalog.vectors.shape[1] == 1 + 16
+    assert np.array_equal(catalog.vectors[:, 1:], encoder.encode(["red shoes", "", "blue hat. wool"]))
+    scaled = (catalog.vectors - catalog.centre) / catalog.spread
+    assert scaled.mean(0) == pytest.approx(np.zeros(17), abs=1e-6)
+    assert scaled[:, 1:].var(0).sum() == pytest.approx(TEXT_VARIANCE, rel=1e-5)
+    again = Catalog.from_dict(json.loads(json.dumps(catalog.to_dict())), catalog.vectors, "here")
+    assert again.text == catalog.text
+    assert np.array_equal(again.spread, catalog.spread)
+    with pytest.raises(
+        InputError, match=r"item vectors do not fit the catalog; got \(3, 1\), expected shape \(3, 17\)"
+    ):
+        Catalog.from_dict(catalog.to_dict(), catalog.vectors[:, :1], "here")
+
+
+@pytest.mark.parametrize("titles", [[None, None], ["", ""], None])
+def test_a_catalog_without_texts(titles):
+    items = pd.DataFrame({"item_id": ["a", "b"], "price": [1.0, 2.0]})
+    if titles is not None:
+        items["title"] = titles
+    catalog = Catalog.from_items(items, HashedEncoder(16))
+    assert (catalog.text, catalog.width) == (None, 1)
+
+
+def test_one_text_for_all_tells_nothing_apart():
+    catalog = Catalog.from_items(pd.DataFrame({"item_id": ["a", "b"], "title": ["shoe", "shoe"]}), HashedEncoder(16))
+    assert np.isfinite(catalog.spread).all()
+    assert ((catalog.vectors - catalog.centre) / catalog.spread == 0).all()

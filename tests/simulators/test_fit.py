@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from hawker.shop.artefacts import read_json, sha256
 from hawker.shop.config import load_config
@@ -184,3 +185,34 @@ def test_of_a_long_log_some_arrivals_are_kept(fitted, fast, tmp_path, monkeypatc
     known = set(map(tuple, shoppers.builder.from_impressions(shoppers.read_part("train")).shopper.tolist()))
     assert set(map(tuple, shoppers.arrivals["train"].shopper.tolist())) <= known
     assert report == fitted[2], "the models learn from all rows"
+
+
+def test_items_that_were_never_shown_are_judged_by_their_words(tmp_path):
+    impressions, items = small_tables(n_items=40, n_rows=6_000)
+    generator = np.random.default_rng(1)
+    liked = generator.integers(2, size=40).astype(bool)
+    nouns = ("sandal", "boot", "loafer", "trainer", "clog")
+    items["title"] = [f"{'velvet' if like else 'rubber'} {nouns[i % 5]} {i}" for i, like in enumerate(liked)]
+    shown = impressions["item_id"].map(dict(zip(items["item_id"], liked, strict=True))).to_numpy()
+    impressions["clicked"] = (generator.random(len(impressions)) < np.where(shown, 0.3, 0.05)).astype(np.int8)
+    new = set(items["item_id"][30:])
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    items.drop(columns=["category", "price"]).to_parquet(logs / "items.parquet")
+    impressions[~impressions["item_id"].isin(new)].to_parquet(logs / "impressions.parquet")
+    aucs = {}
+    for texts in (True, False):
+        if not texts:
+            items.drop(columns=["category", "price", "title"]).to_parquet(logs / "items.parquet")
+        shoppers, _ = fit(logs, tmp_path / "shoppers", FitConfig(members=2, epochs=15, encoder="hashed:32"), silent)
+        context = shoppers.arrivals["train"].map(lambda array: array[:200])
+        world = shoppers.world("train")
+        score = [float(world.click_probabilities(context, torch.full((200, 3), item)).mean()) for item in range(30, 40)]
+        aucs[texts] = roc_auc_score(liked[30:], score)
+    assert aucs == {True: 1.0, False: 0.5}  # without words nothing is known of a new item
+
+
+def test_an_encoder_that_is_not_there(fitted, tmp_path):
+    with pytest.raises(InputError, match="no-such-model"):
+        fit(fitted[0] / "logs", tmp_path / "out", FitConfig(encoder="no-such-model"), silent)
+    assert not (tmp_path / "out").exists()
