@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
 from torch import Tensor, nn
 
-from hawker.policies.slate import PlackettLuce, SlateActor, initialise
+from hawker.policies.slate import Linear, PlackettLuce, SlateActor, initialise
 from hawker.shop.context import Context, ContextBuilder
 
 
@@ -97,10 +97,9 @@ class SlateActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         builder, size, hidden = self._shape
         generator = torch.Generator().manual_seed(self._seed)
-        with torch.random.fork_rng(devices=[]):  # layers draw weights, soon replaced, from the global generator
-            self.actor = SlateActor(builder, size, hidden, generator)
-            value = nn.Linear(hidden, 1)
-            self.critic = nn.Sequential(nn.Linear(builder.shopper.width, hidden), nn.Tanh(), value)
+        self.actor = SlateActor(builder, size, hidden, generator)
+        value = Linear(hidden, 1)
+        self.critic = nn.Sequential(Linear(builder.shopper.width, hidden), nn.Tanh(), value)
         initialise(self.critic, generator)
         nn.init.zeros_(value.weight)  # or its first guesses would drown the differences between slates
         self.generator = torch.Generator(self._device).manual_seed(self._seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -111,6 +112,8 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
     made_by = {"config": same, "shoppers": shoppers.digest}
     if resume and find_directory(run.checkpoint).exists():
         load_checkpoint(run.checkpoint, model, made_by)
+    else:
+        shutil.rmtree(run.tensorboard, ignore_errors=True)  # or old curves would lie over the new ones
     model.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
     if model.num_timesteps < config.steps:
 

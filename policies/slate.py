@@ -133,7 +133,7 @@ def position_marginals(logits: Tensor, draws: int, generator: torch.Generator) -
 
     Args:
         logits: Shape (B, K, C), minus infinity where a candidate is not eligible.
-        draws: Sampled prefixes per page, where sampling is needed.
+        draws: Sampled prefixes per page, where sampling is needed; at least 2, for their error to be known.
         generator: Source of the draws.
     """
     pages, size, n_candidates = logits.shape

@@ -1,11 +1,8 @@
 """A run with fitted shoppers, small worlds, and a training that takes a second."""
 
-import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -66,16 +63,3 @@ def run(fitted_run: Path, tmp_path: Path) -> Run:
     """A run of one's own with fitted shoppers."""
     shutil.copytree(fitted_run / "run", tmp_path / "run")
     return Run(tmp_path / "run")
-
-
-@pytest.fixture
-def nothing_global() -> Iterator[None]:
-    """Fail if the test moves a global random generator."""
-
-    def state() -> str:
-        legacy = np.random.get_state()  # noqa: NPY002  # to see that nobody uses it
-        return repr((torch.random.get_rng_state().tolist(), legacy[1].tolist(), legacy[2], random.getstate()))
-
-    before = state()
-    yield
-    assert state() == before

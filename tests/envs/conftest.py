@@ -1,9 +1,5 @@
 """Worlds and guards that the tests of the environments share."""
 
-import random
-from collections.abc import Iterator
-
-import numpy as np
 import pytest
 import torch
 
@@ -40,16 +36,3 @@ def world() -> PlantedWorld:
 def staying(world: PlantedWorld) -> StayingWorld:
     """The small shop, in which every second shopper stays."""
     return StayingWorld(world)
-
-
-@pytest.fixture
-def nothing_global() -> Iterator[None]:
-    """Fail if the test moves a global random generator."""
-
-    def state() -> str:
-        legacy = np.random.get_state()  # noqa: NPY002  # to see that nobody uses it
-        return repr((torch.random.get_rng_state().tolist(), legacy[1].tolist(), legacy[2], random.getstate()))
-
-    before = state()
-    yield
-    assert state() == before

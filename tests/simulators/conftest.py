@@ -1,14 +1,11 @@
 """A small shop with planted clicks, its log on disk, and shoppers fitted to it once."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fit import fit
@@ -58,16 +55,3 @@ def fitted(
 def shoppers(fitted: tuple[Path, FittedShoppers, dict[str, Any]]) -> FittedShoppers:
     """The fitted shoppers."""
     return fitted[1]
-
-
-@pytest.fixture
-def nothing_global() -> Iterator[None]:
-    """Fail if the test moves a global random generator."""
-
-    def state() -> str:
-        legacy = np.random.get_state()  # noqa: NPY002  # to see that nobody uses it
-        return repr((torch.random.get_rng_state().tolist(), legacy[1].tolist(), legacy[2], random.getstate()))
-
-    before = state()
-    yield
-    assert state() == before
