@@ -20,6 +20,7 @@ from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import read_logs
+from hawker.simulators.split import shopper_codes
 from hawker.simulators.store import FittedShoppers
 
 DRAWS = 64
@@ -44,7 +45,7 @@ class HeldOut:
         clicked: 0 or 1, (n,).
         propensity: P(item at its position) under the logging strategy, (n,), in (0, 1].
         q: Cross-fitted click probability of every item at the row's position, (n, n_items).
-        cluster: Shopper of each row, (n,), or None where the log does not know them.
+        cluster: Number of each row's shopper, or of the visit where the log does not know them, (n,).
         support: True for items that the log shows at all, (n_items,).
     """
 
@@ -54,7 +55,7 @@ class HeldOut:
     clicked: FloatArray
     propensity: FloatArray
     q: FloatArray
-    cluster: npt.NDArray[Any] | None
+    cluster: IntArray
     support: npt.NDArray[np.bool_]
 
     @classmethod
@@ -86,7 +87,7 @@ class HeldOut:
         builder = shoppers.builder
         context = builder.from_impressions(rows)
         item = builder.catalog.index(rows["item_id"], "impressions")
-        cluster = rows["shopper_id"].to_numpy() if rows["shopper_id"].notna().all() else None
+        cluster = shopper_codes(rows)
         clicked, position = rows["clicked"].to_numpy(np.float64), rows["position"].to_numpy(np.int64)
         n_items = len(builder.catalog)
         q = crossfit_q(
@@ -192,9 +193,7 @@ def _evaluate_rows(held_out: HeldOut, strategies: list[Strategy], force: bool, s
     return _report(figures, diagnostics, refused, force, notes, seed)
 
 
-def _differences(
-    scores: dict[str, FloatArray], first: str, cluster: npt.NDArray[Any] | None, seed: int
-) -> dict[str, Figure]:
+def _differences(scores: dict[str, FloatArray], first: str, cluster: IntArray, seed: int) -> dict[str, Figure]:
     """Compare the rows' doubly robust scores with the first strategy's: paired, so that what is common cancels."""
     figures = {}
     for name, score in scores.items():
@@ -247,7 +246,7 @@ def _evaluate_pages(shoppers: FittedShoppers, strategies: list[Strategy], force:
 
 def _slates(
     rows: pd.DataFrame, pages: pd.DataFrame, shoppers: FittedShoppers
-) -> tuple[Context[torch.Tensor], torch.Tensor, FloatArray, FloatArray, npt.NDArray[Any] | None]:
+) -> tuple[Context[torch.Tensor], torch.Tensor, FloatArray, FloatArray, IntArray]:
     """Gather impressions into pages: contexts, slates (P, K), clicks (P,), logged log-probabilities (P,), shoppers."""
     builder = shoppers.builder
     keys = ["visit_id", "page"]
@@ -283,7 +282,7 @@ def _slates(
     tensors = Context(context.shopper, context.candidates, mask, context.affinity).map(
         lambda array: torch.from_numpy(np.array(array))
     )
-    cluster = first["shopper_id"].to_numpy() if first["shopper_id"].notna().all() else None
+    cluster = shopper_codes(first)
     clicks = np.bincount(code, rows["clicked"].to_numpy(np.float64)).astype(np.float64)
     return tensors, torch.from_numpy(slate), clicks, listed["log_prob_slate"].to_numpy(np.float64), cluster
 
@@ -306,12 +305,12 @@ def _report(
     }
 
 
-def logged_figure(clicks: FloatArray, cluster: npt.NDArray[Any] | None, seed: int, per: str) -> Figure:
+def logged_figure(clicks: FloatArray, cluster: IntArray, seed: int, per: str) -> Figure:
     """Return the mean of the logged clicks, the value of the logging strategy itself."""
     return _figure(_mean(clicks, cluster, seed), len(clicks), f"clicks {per}")
 
 
-def _mean(values: FloatArray, cluster: npt.NDArray[Any] | None, seed: int) -> Estimate:
+def _mean(values: FloatArray, cluster: IntArray, seed: int) -> Estimate:
     """Return a mean with the same kind of interval as the estimators: their formula with weight 1 and no model."""
     zero = np.zeros(len(values))
     found = estimate_from_weights(np.ones(len(values)), values, zero, zero, ["ips"], cluster=cluster, seed=seed)

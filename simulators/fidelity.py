@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from hawker.shop.figures import Figure, figure
 from hawker.simulators.fitting import Rows, click_log_probability
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
-from hawker.simulators.split import PARTS
+from hawker.simulators.split import PARTS, shopper_codes
 from hawker.simulators.store import FittedShoppers
 
 FloatArray = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ def measure_fidelity(
         "judge": predict(shoppers.ensembles["judge"], rows),
     }
     losses = {name: _log_losses(p, clicked) for name, p in predictions.items()}
-    cluster = held_out["shopper_id"].to_numpy() if unit == "shopper" else None
+    cluster = shopper_codes(held_out)
     figures: dict[str, Figure] = {}
     for name, loss in losses.items():
         figures[f"log_loss.{name}"] = mean_figure(loss, cluster, "nats")

@@ -11,16 +11,29 @@ from hawker.shop.errors import InputError
 PARTS = ("train", "judge", "estimate")
 
 
+def shopper_codes(impressions: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Number the shoppers of a log, and the visits of those it does not know; rows of one number belong together.
+
+    Returns:
+        The number of each row, shape (n,), from 0 without gaps; unknown shoppers' visits in order of appearance.
+    """
+    shopper, ids = pd.factorize(impressions["shopper_id"], sort=True)  # -1 where unknown
+    visit, _ = pd.factorize(impressions["visit_id"])
+    _, code = np.unique(np.where(shopper < 0, len(ids) + visit, shopper), return_inverse=True)
+    return np.asarray(code, np.int64)
+
+
 def three_way(
     impressions: pd.DataFrame, shares: tuple[float, float, float], seed: int
 ) -> tuple[npt.NDArray[np.int8], str]:
     """Assign every row of a log to a part: 0 train, 1 judge, 2 estimate.
 
-    Never by row: whole shoppers are dealt out where the log knows them, and stretches of time where it does not.
+    Never by row: whole shoppers are dealt out where the log knows them, and stretches of time, with whole visits,
+    where it knows none.
 
     Args:
         impressions: Rows in order of time.
-        shares: Share of the shoppers, or of the rows, for each part; positive, sum 1.
+        shares: Share of the shoppers, or of the visits, for each part; positive, sum 1.
         seed: Decides which shoppers go where.
 
     Returns:
@@ -32,16 +45,14 @@ def three_way(
     if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # so that NaN is refused
         raise InputError("bad shares", where="shares", got=shares, expected="three positive numbers that sum to 1")
     bounds = np.cumsum(shares)[:2]
-    if impressions["shopper_id"].notna().all():
-        code, ids = pd.factorize(impressions["shopper_id"], sort=True)
-        rank = np.random.default_rng(seed).permutation(len(ids))
-        part, unit, n_units = np.searchsorted(bounds, (rank + 0.5) / len(ids))[code], "shopper", len(ids)
-    else:
-        n_units = len(impressions)
-        part, unit = np.searchsorted(bounds, (np.arange(n_units) + 0.5) / n_units), "time"
+    code = shopper_codes(impressions)
+    n_units = int(code.max(initial=-1)) + 1
+    unit = "shopper" if impressions["shopper_id"].notna().any() else "time"
+    rank = np.random.default_rng(seed).permutation(n_units) if unit == "shopper" else np.arange(n_units)
+    part = np.searchsorted(bounds, (rank + 0.5) / max(n_units, 1))[code]
     counts = np.bincount(part, minlength=3)
     if counts.min() == 0:
-        what = "shoppers" if unit == "shopper" else "rows"
+        what = "shoppers" if unit == "shopper" else "visits"
         raise InputError(f"too few {what} to split in three", where="impressions", got=n_units)
     return part.astype(np.int8), unit
 
@@ -55,15 +66,12 @@ def later_rows(impressions: pd.DataFrame, share: float) -> npt.NDArray[np.bool_]
 def bootstrap_rows(
     impressions: pd.DataFrame, generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Draw as many shoppers, or rows where shoppers are unknown, with replacement.
+    """Draw as many shoppers, or visits where shoppers are unknown, with replacement.
 
     Returns:
         Row numbers of the draw, with repeats, and the numbers of the rows that were left out.
     """
-    n = len(impressions)
-    if impressions["shopper_id"].notna().all():
-        code, ids = pd.factorize(impressions["shopper_id"])
-        times = np.bincount(generator.integers(len(ids), size=len(ids)), minlength=len(ids))[code]
-    else:
-        times = np.bincount(generator.integers(n, size=n), minlength=n)
-    return np.repeat(np.arange(n), times), np.flatnonzero(times == 0)
+    code = shopper_codes(impressions)
+    n_units = int(code.max()) + 1
+    times = np.bincount(generator.integers(n_units, size=n_units), minlength=n_units)[code]
+    return np.repeat(np.arange(len(code)), times), np.flatnonzero(times == 0)

@@ -110,9 +110,8 @@ def test_pages_of_known_shoppers_are_clustered(tmp_path: Path, log_to):
     rows, pages = shoppers.read_part("estimate"), read_logs(shoppers.logs).pages
     assert pages is not None
     cluster = _slates(rows, pages, shoppers)[4]
-    assert cluster is not None
-    assert cluster.tolist() == rows.drop_duplicates("visit_id")["shopper_id"].tolist()
-    assert len(set(cluster)) == 96
+    shopper = rows.drop_duplicates("visit_id")["shopper_id"].to_numpy()
+    assert len({*zip(cluster, shopper, strict=True)}) == len({*cluster}) == len({*shopper}) == 96
 
 
 def test_pages_of_one_shopper_are_one_observation(tmp_path: Path, log_to):
@@ -169,7 +168,7 @@ def test_slates_against_a_page_table_by_hand(tmp_path: Path, log_to):
     assert context.mask.int().tolist() == [[0, 1, 1, 1, 0], [1, 0, 1, 0, 1], [1, 0, 0, 0, 0]]
     assert context.affinity[:, 4].tolist() == [0, 9, 7]
     assert context.shopper[:, shoppers.builder.shopper.numeric.index("age")].tolist() == [30, 40, 31]
-    assert cluster is None
+    assert cluster.tolist() == [0, 1, 0]
 
 
 def test_rows_of_one_page_are_not_valued_one_by_one(paged: tuple[FittedShoppers, np.ndarray, np.ndarray]):

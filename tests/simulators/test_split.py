@@ -7,14 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.errors import InputError
-from hawker.simulators.split import bootstrap_rows, later_rows, three_way
+from hawker.simulators.split import bootstrap_rows, later_rows, shopper_codes, three_way
 
 SHARES = (0.6, 0.2, 0.2)
 
 
 def log(shopper_id: list[str | None]) -> pd.DataFrame:
     times = pd.Timestamp("2026-01-01", tz="UTC") + pd.to_timedelta(np.arange(len(shopper_id)), unit="min")
-    return pd.DataFrame({"shopper_id": pd.Series(shopper_id, dtype="str"), "timestamp": times})
+    visits = np.arange(len(shopper_id))
+    return pd.DataFrame({"visit_id": visits, "shopper_id": pd.Series(shopper_id, dtype="str"), "timestamp": times})
 
 
 @given(
@@ -38,6 +39,16 @@ def test_a_shopper_stays_in_their_part_whatever_the_order_of_the_rows():
     assert (three_way(one, SHARES, 0)[0] != three_way(one, SHARES, 1)[0]).any()
 
 
+def test_visits_of_unknown_shoppers_stay_together():
+    some_known = log(["b", None, "a", None, None, "b"]).assign(visit_id=[7, 5, 5, 5, 6, 8])
+    assert shopper_codes(some_known).tolist() == [1, 2, 0, 2, 3, 1]
+    part, unit = three_way(pd.concat([some_known] * 5, ignore_index=True), SHARES, 0)
+    assert unit == "shopper"  # no shopper that is known is ever shared between parts
+    none_known = log([None] * 12).assign(visit_id=np.repeat([3, 1, 2, 9, 8, 7], 2))
+    part, unit = three_way(none_known, (0.5, 0.25, 0.25), 0)
+    assert (unit, part.tolist()) == ("time", [0] * 6 + [1] * 4 + [2] * 2)  # 6 visits, none of them cut
+
+
 @given(n=st.integers(5, 300))
 def test_time_is_cut_into_three_stretches(n):
     part, unit = three_way(log([None] * n), SHARES, 0)
@@ -58,9 +69,9 @@ def test_ten_rows_are_cut_six_two_two():
         ([None] * 9, (1.0, 0.0, 0.0), "bad shares"),
         ([None] * 9, (0.5, 0.5), "bad shares"),
         ([None] * 9, (float("nan"), 0.5, 0.5), "bad shares"),
-        ([None] * 3, SHARES, "impressions: too few rows to split in three; got 3"),
+        ([None] * 3, SHARES, "impressions: too few visits to split in three; got 3"),
         (["a", "b", "c"] * 50, SHARES, "impressions: too few shoppers to split in three; got 3"),
-        ([], SHARES, "too few shoppers to split in three; got 0"),
+        ([], SHARES, "too few visits to split in three; got 0"),
     ],
 )
 def test_what_cannot_be_split_is_refused(ids, shares, message):
