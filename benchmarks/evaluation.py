@@ -194,12 +194,17 @@ def _evaluate_rows(held_out: HeldOut, strategies: list[Strategy], force: bool, s
 
 
 def _differences(scores: dict[str, FloatArray], first: str, cluster: IntArray, seed: int) -> dict[str, Figure]:
-    """Compare the rows' doubly robust scores with the first strategy's: paired, so that what is common cancels."""
+    """Compare the rows' doubly robust scores with the first strategy's: paired, so that what is common cancels.
+
+    The largest difference seen may well have come with the other sign: with a handful of clicks, all of them may have
+    fallen on items that one strategy happens to favour. The limits reckon with it.
+    """
     figures = {}
     for name, score in scores.items():
         if name != first and first in scores:
             difference = score - scores[first]
-            estimated = _mean(difference, cluster, seed)
+            largest = float(np.abs(difference).max())
+            estimated = _mean(difference, cluster, seed, (-largest, largest))
             figures[f"dr.{name}_minus_{first}"] = _figure(estimated, len(score), "clicks per impression")
     return figures
 
@@ -310,10 +315,12 @@ def logged_figure(clicks: FloatArray, cluster: IntArray, seed: int, per: str) ->
     return _figure(_mean(clicks, cluster, seed), len(clicks), f"clicks {per}")
 
 
-def _mean(values: FloatArray, cluster: IntArray, seed: int) -> Estimate:
+def _mean(values: FloatArray, cluster: IntArray, seed: int, unseen: tuple[float, float] | None = None) -> Estimate:
     """Return a mean with the same kind of interval as the estimators: their formula with weight 1 and no model."""
     zero = np.zeros(len(values))
-    found = estimate_from_weights(np.ones(len(values)), values, zero, zero, ["ips"], cluster=cluster, seed=seed)
+    found = estimate_from_weights(
+        np.ones(len(values)), values, zero, zero, ["ips"], cluster=cluster, seed=seed, unseen=unseen
+    )
     return found["ips"]
 
 

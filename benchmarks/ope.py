@@ -146,6 +146,7 @@ def estimate_from_weights(
     *,
     cluster: npt.ArrayLike | None = None,
     seed: int = 0,
+    unseen: tuple[float, float] | None = None,
 ) -> dict[str, Estimate]:
     """Estimate from what the estimators need of each row; a row may be a page, whose action is the whole slate.
 
@@ -157,6 +158,8 @@ def estimate_from_weights(
         estimators: As in `estimate`.
         cluster: As in `estimate`.
         seed: As in `estimate`.
+        unseen: Least and greatest reward of a row that the log may not hold yet, which the limits reckon with; by
+            default those it holds.
 
     Returns:
         An `Estimate` per name, in the order of `estimators`.
@@ -183,7 +186,7 @@ def estimate_from_weights(
         unit = "rows" if labels is None else "shoppers"
         raise InputError(f"too few {unit} for an interval", where="estimate", got=n_groups, expected="at least 2")
 
-    unseen_low, unseen_high = float(r.min()), float(r.max())
+    unseen_low, unseen_high = unseen or (float(r.min()), float(r.max()))
     if unseen_low == unseen_high:  # no click at all, or nothing but clicks: the unseen row is of the other kind
         unseen_low, unseen_high = min(unseen_low, 0.0), max(unseen_high, 1.0)
     sums = np.empty((n_groups, len(families), 4))
@@ -204,8 +207,8 @@ def estimate_from_weights(
         # One more row (see `limits`), typical of the target: weight and model are means in which rows count by weight.
         share = shrunk / max(float(shrunk.sum()), np.finfo(np.float64).tiny)
         typical_weight, typical_q = float(share @ shrunk), float(share @ q) if family.model else 0.0
-        for row, unseen in ((low_row, unseen_low), (high_row, unseen_high)):
-            row[i] = 1.0, base.mean(), typical_weight * (unseen - typical_q), 1.0
+        for row, adverse in ((low_row, unseen_low), (high_row, unseen_high)):
+            row[i] = 1.0, base.mean(), typical_weight * (adverse - typical_q), 1.0
             if family.normalised:
                 row[i, 3] = typical_weight
     low, high = limits(sums, low_row, high_row, generator)
