@@ -107,7 +107,7 @@ TABLES: dict[str, tuple[Callable[[Frames], Frames], str]] = {
     ),
     "too few rows for three parts": (
         impressions(lambda f: f.head(2)),
-        "impressions: too few rows to split in three; got 2",
+        "impressions: too few visits to split in three; got 2",
     ),
     "an item twice": (
         lambda frames: (frames[0], pd.concat([frames[1], frames[1].tail(1)])),

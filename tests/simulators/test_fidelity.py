@@ -145,7 +145,8 @@ def test_shoppers_widen_the_interval_where_they_were_split(tables, shoppers):
     impressions = impressions.assign(clicked=clicked)
     parts, unit = three_way(impressions, (0.3, 0.3, 0.4), 0)
     assert unit == "shopper"
-    by_shopper, by_row = (measure_fidelity(shoppers, impressions, parts, u)["figures"] for u in (unit, "time"))
+    strangers = impressions.assign(shopper_id=pd.Series([None] * len(impressions), dtype="str"))
+    by_shopper, by_row = (measure_fidelity(shoppers, log, parts, unit)["figures"] for log in (impressions, strangers))
     one, other = by_shopper["log_loss.constant"], by_row["log_loss.constant"]
     assert one["value"] == other["value"]
     assert one["high"] - one["low"] == pytest.approx(math.sqrt(20) * (other["high"] - other["low"]), rel=0.1)
