@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ TRAIN_ONLY = ("torch", "gymnasium", "stable_baselines3", "sklearn", "tea_tasting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0, or 2 for input that cannot be used.
+    """Run one command and return the exit code: 0, 2 for input that cannot be used, 128 + n for signal n.
 
     Args:
         argv: Words after ``hawker``; those of the process by default.
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(overview())
             return 0
         _parse(name, words[len(name.split()) :]).run()
+        sys.stdout.flush()
     except InputError as error:
         print(f"hawker: {error}", file=sys.stderr)
         return 2
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hawker: {error.name} is not installed; run pip install 'hawker[train]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough, as in `hawker decide ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("hawker: interrupted; what was written before is intact", file=sys.stderr)
         return 130

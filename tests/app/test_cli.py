@@ -195,3 +195,13 @@ def test_configs_are_fields_of_their_commands():
     for name, (field, config) in CONFIGS.items():
         built = COMMANDS[name](Path("x")) if name == "train" else COMMANDS[name](Path("x"), Path("y"))
         assert type(getattr(built, field)) is config
+
+
+def test_a_reader_who_has_seen_enough(finished):
+    program = "import sys; from hawker.app.cli import main; sys.exit(main())"
+    bundle, context = finished / "bundle", finished / "context.json"
+    command = f"{sys.executable} -c '{program}' decide {bundle} --context {context}"
+    script = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("0", "141")  # 0 where the reader was slower to leave than the writer to write
+    assert done.stderr == ""
