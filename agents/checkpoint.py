@@ -38,6 +38,7 @@ def save_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
     for i, moments in policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
     tensors |= {f"context.{name}": getattr(shoppers.context, name) for name in CONTEXT}
+    tensors |= {f"state.{name}": value for name, value in shoppers.state.items()}
     tensors |= {
         "member": shoppers.member,
         "episode_starts": torch.as_tensor(model._last_episode_starts),
@@ -75,7 +76,7 @@ def load_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
         groups = policy.optimizer.state_dict()["param_groups"]
         policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         context = Context(*(tensors[f"context.{name}"] for name in CONTEXT))
-        env.storefront.shoppers = Shoppers(context, tensors["member"])
+        env.storefront.shoppers = Shoppers(context, tensors["member"], _under(tensors, "state."))
         env.storefront.generator.set_state(tensors["generator.env"].cpu())
         policy.generator.set_state(tensors["generator.policy"].cpu())
         model._last_episode_starts = tensors["episode_starts"].cpu().numpy()

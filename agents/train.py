@@ -176,7 +176,7 @@ def reward_figure(strategy: Strategy, world: World, reward: RewardSpec, seed: in
     generator = torch.Generator(world.device).manual_seed(seed)
     shoppers = world.arrive(EVALUATION_PAGES, generator)
     decision = strategy.propose(shoppers.context, generator)
-    parts = reward.components(world.respond(shoppers, decision.slate, generator))
-    values = torch.stack(list(parts.values())).sum(0)
+    _, outcome = world.respond(shoppers, decision, generator)
+    values = torch.stack(list(reward.components(outcome).values())).sum(0)
     mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return figure(mean, mean - half, mean + half, len(values), "reward per page")

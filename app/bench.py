@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import shlex
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
+from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
+from hawker.shop.errors import InputError
 from hawker.shop.importers import import_obd, shipped
 from hawker.simulators.config import FitConfig, PlantedEffects
 
@@ -40,6 +44,35 @@ def run_signal(
     options = [*size, "--ctr", ctr, "--seeds", *config.seeds, *(["--logs", logs] if logs else [])]
     command = shlex.join(["hawker", "bench", "signal", *map(str, options)])
     return {**report, "machine": machine(threads), "command": command}
+
+
+def run_fidelity(
+    variant: str | None, seeds: tuple[int, ...], quick: bool, page: Path | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run ``hawker bench fidelity``; ``quick`` replaces sizes and all seeds but the first, ``page`` gets the HTML.
+
+    Raises:
+        InputError: The variant or the seeds cannot be used, or there is no plotly for the page.
+    """
+    if page is not None:
+        if importlib.util.find_spec("plotly") is None:
+            raise InputError("charts need plotly", where="--html", remedy="run pip install 'hawker[train]'")
+        try:
+            page.parent.mkdir(parents=True, exist_ok=True)  # better now than after the benchmark
+        except OSError as error:
+            raise InputError(f"cannot write here ({error.strerror})", where=page) from None
+    threads = choose_threads()
+    config = replace(QUICK, variant=variant, seeds=seeds[:1]) if quick else FidelityConfig(variant, seeds)
+    report = bench_fidelity(config, progress)
+    options = ["--quick"] if quick else []
+    options += ["--variant", variant] if variant else []
+    command = shlex.join(["hawker", "bench", "fidelity", *options, "--seeds", *map(str, config.seeds)])
+    report = {**report, "machine": machine(threads), "command": command}
+    if page is not None:
+        from hawker.app.fidelity_page import write_page
+
+        write_page(report, page)
+    return report
 
 
 def machine(threads: int) -> dict[str, Any]:

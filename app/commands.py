@@ -130,6 +130,58 @@ class LogsCheck:
 
 
 @dataclass(frozen=True)
+class LogsSimulate:
+    """Write the logs of a gold world, whose truth is known, with propensities and candidates.
+
+    Args:
+        world: The gold world.
+        out: The logs directory to write.
+        shoppers: How many shoppers come, evenly over the first 60% of the days.
+        days: Length of the log.
+        strategy: What decides: "popularity", with 10% exploration, or "random".
+        variant: A shipped variant (cascade, inert, weibull), or a YAML file with the parameters that it changes.
+        seed: Decides who comes and what happens.
+    """
+
+    world: Positional[Literal["bazaar"]]
+    out: Positional[Path]
+    shoppers: int = 6_000
+    days: int = 56
+    strategy: str = "popularity"
+    variant: str | None = None
+    seed: int = 0
+    json: Json = None
+
+    def run(self) -> None:
+        """Simulate the logs."""
+        import torch
+
+        from hawker.benchmarks.bazaar import logging_strategy
+        from hawker.shop.devices import choose_threads
+        from hawker.simulators.bazaar import BazaarWorld
+        from hawker.simulators.bazaar_parameters import load_bazaar
+        from hawker.simulators.diary import write_logs
+
+        choose_threads()
+        world = BazaarWorld(load_bazaar(self.variant), torch.device("cpu"))
+        strategy = logging_strategy(world, self.strategy)
+        with console().status("simulating") as status:
+            meta = write_logs(
+                world,
+                strategy,
+                self.out,
+                self.shoppers,
+                self.days,
+                self.seed,
+                lambda done, total: status.update(f"simulating: {done:,} of {total:,} shoppers"),
+            )
+        rows = [(name, f"{count:,}") for name, count in meta["rows"].items()]
+        rows += [(name, f"{meta[name]:,}") for name in ("visits", "clicks", "purchases")]
+        console().print(text_table(str(self.out), ("what", "count"), rows, right=(1,)))
+        _write(self.json, meta)
+
+
+@dataclass(frozen=True)
 class Fit:
     """Learn shoppers from logs and print how far they can be believed.
 
@@ -351,6 +403,34 @@ class BenchSignal:
 
 
 @dataclass(frozen=True)
+class BenchFidelity:
+    """Fit shoppers to logs of a gold world and hold them against its truth.
+
+    Args:
+        variant: The bazaar: a shipped variant (cascade, inert, weibull) or a YAML file; by default the base.
+        seeds: Logs, each with its own fit and fresh shoppers. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log, for a look.
+        html: Write reliability diagrams and distributions here, as one page that needs nothing else.
+    """
+
+    variant: str | None = None
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    html: Annotated[Path | None, arg(metavar="PATH")] = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_fidelity
+
+        report = run_fidelity(self.variant, self.seeds, self.quick, self.html, console().print)
+        console().print(figure_table("How far the learned shoppers can be believed", report["figures"]))
+        for note in report["notes"]:
+            console().print(f"- {note}")
+        _write(self.json, report)
+
+
+@dataclass(frozen=True)
 class ModelFetch:
     """Fetch a language model, verify it and keep it as safetensors.
 
@@ -377,6 +457,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "demo": Demo,
     "logs import": LogsImport,
     "logs check": LogsCheck,
+    "logs simulate": LogsSimulate,
     "fit": Fit,
     "train": Train,
     "ope": Ope,
@@ -385,6 +466,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "decide": Decide,
     "model fetch": ModelFetch,
     "bench signal": BenchSignal,
+    "bench fidelity": BenchFidelity,
 }
 
 CONFIGS: dict[str, tuple[str, type[Any]]] = {"fit": ("fitting", FitConfig), "train": ("training", TrainConfig)}

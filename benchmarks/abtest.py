@@ -30,7 +30,7 @@ from torch import Tensor
 from hawker.policies.protocol import Strategy
 from hawker.shop.config import to_dict
 from hawker.shop.context import Context
-from hawker.shop.decision import EMPTY
+from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure, figure
 from hawker.shop.reward import RewardSpec
@@ -205,32 +205,34 @@ def _visit(arm: Strategy, world: World, shoppers: Shoppers, reward: RewardSpec, 
     counted = torch.zeros(n, len(COLUMNS), dtype=torch.float64, device=world.device)
     there = torch.arange(n, device=world.device)
     for _ in range(MAX_PAGES):
-        slate = _propose(arm, shoppers.context, generator)
-        outcome = world.respond(shoppers, slate, generator)
+        decision = _propose(arm, shoppers.context, generator)
+        after, outcome = world.respond(shoppers, decision, generator)
         if not bool(torch.isfinite(outcome.click_probability).all()):
             raise InputError("the world's click probability is not a number", where=f"arm {arm.name}")
-        worth = torch.zeros(len(slate), dtype=torch.float64, device=world.device)
+        worth = torch.zeros(len(decision.slate), dtype=torch.float64, device=world.device)
         for part in reward.components(outcome).values():
             worth = worth + part
-        shown = (slate != EMPTY).sum(1)
+        shown = (decision.slate != EMPTY).sum(1)
         counted[there] += torch.stack([torch.ones_like(worth), shown, outcome.clicked.sum(1), worth], 1)
-        if bool(outcome.gone.all()):
+        ended = outcome.gone if outcome.leave is None else outcome.gone | outcome.leave
+        if bool(ended.all()):
             return counted
-        stay = (~outcome.gone).nonzero().squeeze(1)
-        there, shoppers = there[stay], _take(shoppers, stay)
+        stay = (~ended).nonzero().squeeze(1)
+        there, shoppers = there[stay], _take(after, stay)
     raise RuntimeError(f"after {MAX_PAGES} pages {len(there)} of {n} shoppers are still there")
 
 
-def _propose(arm: Strategy, context: Context[Tensor], generator: torch.Generator) -> Tensor:
-    """Return the arm's slates (n, K); a strategy whose training diverged is stopped here."""
+def _propose(arm: Strategy, context: Context[Tensor], generator: torch.Generator) -> Decision[Tensor]:
+    """Return the arm's decisions; a strategy whose training diverged is stopped here."""
     decision = arm.propose(context, generator)
     if not bool(torch.isfinite(decision.log_prob).all()):
         raise InputError("a slate's log-probability is not a number", where=f"arm {arm.name}", remedy="train it anew")
-    return decision.slate
+    return decision
 
 
 def _take(shoppers: Shoppers, rows: Tensor) -> Shoppers:
-    return Shoppers(shoppers.context.map(lambda array: array[rows]), shoppers.member[rows])
+    state = {name: value[rows] for name, value in shoppers.state.items()}
+    return Shoppers(shoppers.context.map(lambda array: array[rows]), shoppers.member[rows], state)
 
 
 def member_views(
@@ -258,7 +260,7 @@ def member_views(
         for start in range(0, shoppers, CHUNK):
             context = world.arrive(min(CHUNK, shoppers - start), arrivals).context
             for i, arm in enumerate(arms):
-                probability = world.click_probabilities(context, _propose(arm, context, slates[i]))  # (M, n, K)
+                probability = world.click_probabilities(context, _propose(arm, context, slates[i]).slate)  # (M, n, K)
                 expected[i] += probability.sum((1, 2), dtype=torch.float64)
     views: npt.NDArray[np.float64] = (expected / shoppers).cpu().numpy()
     return views

@@ -37,8 +37,8 @@ from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig, PlantedEffects
 from hawker.simulators.fidelity import predict
 from hawker.simulators.fit import fit
-from hawker.simulators.fitting import Rows
 from hawker.simulators.planted import PlantedWorld
+from hawker.simulators.rows import Rows
 from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions, whole_catalog
 
 COVERED = ("dr", "snips", "ips")
@@ -167,7 +167,8 @@ def click_figures(
     drawn = world.draw(PROBES, torch.Generator().manual_seed(seed + 1))
     truth = drawn.probability.numpy()
     affinity = contexts.affinity[drawn.row, drawn.item]
-    probes = Rows(contexts.shopper[drawn.row], drawn.item, drawn.position, affinity, drawn.clicked)
+    page = torch.arange(len(drawn.row))
+    probes = Rows(contexts.shopper[drawn.row], page, drawn.item, drawn.position, affinity, drawn.clicked)
     predicted = predict(shoppers.ensembles["train"], probes)
     auc, auc_truth = expected_auc(predicted, truth), expected_auc(truth, truth)
     decile = np.array_split(np.argsort(predicted), 10)

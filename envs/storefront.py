@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hawker.policies.protocol import slate_of
 from hawker.shop.context import Context
-from hawker.shop.decision import EMPTY
+from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.small import small_world
@@ -83,11 +83,13 @@ class Storefront:
             and what happened, each (N,): the reward's parts, "clicks", "empty_slots".
         """
         slate = slate_of(self.shoppers.context, first_picks(picks, self.shoppers.context.mask))
-        outcome = self.world.respond(self.shoppers, slate, self.generator)
+        # Worlds do not look at the probability with which a slate was chosen.
+        decision = Decision(slate, torch.zeros(self.n, device=self.world.device))
+        after, outcome = self.world.respond(self.shoppers, decision, self.generator)
         parts = self._reward.components(outcome)
         reward = torch.stack(list(parts.values())).sum(0)
         fresh = self.world.arrive(self.n, self.generator)
-        self.shoppers = self.shoppers.replaced(outcome.gone, fresh)
+        self.shoppers = after.replaced(outcome.gone, fresh)
         happened = {f"reward_{name}": part for name, part in parts.items()}
         happened["clicks"] = outcome.clicked.sum(1)
         happened["empty_slots"] = (slate == EMPTY).sum(1)

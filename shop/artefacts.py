@@ -7,6 +7,8 @@ beside its destination and moved there in one rename, so that a killed process l
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +21,9 @@ from typing import Any
 from hawker.shop.errors import InputError
 
 CHECKSUMS = "checksums.json"
+
+WRITING = "writing-"
+"""In the name of a scratch directory beside its destination: ``.NAME.writing-...``."""
 
 
 def sha256(path: Path) -> str:
@@ -42,7 +47,8 @@ def write_directory(destination: Path, kind: str) -> Iterator[Path]:
     refuse_others(destination, kind)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        sweep(destination)
+        scratch, lock = _scratch(destination)
     except OSError as error:
         raise InputError(f"cannot write here ({error.strerror})", where=destination.parent) from None
     try:
@@ -56,6 +62,37 @@ def write_directory(destination: Path, kind: str) -> Iterator[Path]:
         _replace(scratch, destination)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def sweep(destination: Path) -> None:
+    """Remove the scratch directories that writers of ``destination`` left behind when they were killed.
+
+    A living writer holds a lock on its own, which the system lets go of when the process ends, however it ends.
+    """
+    for left in destination.parent.glob(f".{glob.escape(destination.name)}.{WRITING}*"):
+        if left.is_symlink() or not left.is_dir():
+            continue
+        with contextlib.suppress(OSError):  # locked, or swept by another process
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _scratch(destination: Path) -> tuple[Path, int]:
+    """Make a scratch directory and lock it; returns it with the lock, an open file descriptor."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.{WRITING}", dir=destination.parent))
+        with contextlib.suppress(FileNotFoundError):  # swept before it was locked: once more
+            lock = os.open(scratch, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if scratch.exists():
+                return scratch, lock
+            os.close(lock)
 
 
 def refuse_others(destination: Path, kind: str) -> None:

@@ -75,11 +75,24 @@ class ContextBuilder:
         for item, column in zip(self.catalog.index(columns, "affinity columns"), columns.values(), strict=True):
             affinity[:, item] = np.nan_to_num(impressions[column].to_numpy(np.float32))
         return Context(
-            self.shopper.encode(_with_time(impressions)),
+            self.encode_shoppers(impressions),
             np.broadcast_to(np.arange(n_items), (n, n_items)),
             np.ones((n, n_items), bool),
             affinity,
         )
+
+    def encode_shoppers(self, impressions: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Return each row's shopper features and time of day, shape (n, D)."""
+        return self.shopper.encode(_with_time(impressions))
+
+    def own_affinity(self, impressions: pd.DataFrame, item: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return each row's recorded affinity with the item it shows, catalog index ``item`` (n,); 0 where unknown."""
+        affinity = np.zeros(len(impressions), np.float32)
+        columns = affinity_columns(impressions)
+        for own, column in zip(self.catalog.index(columns, "affinity columns"), columns.values(), strict=True):
+            rows = np.flatnonzero(item == own)
+            affinity[rows] = np.nan_to_num(impressions[column].to_numpy(np.float32)[rows])
+        return affinity
 
     def from_request(self, request: Any, where: object) -> Context[npt.NDArray[Any]]:
         """Return the context of one serving request, as a batch of one page.

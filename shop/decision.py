@@ -15,13 +15,25 @@ EMPTY = -1
 class Decision(Generic[A]):
     """Decisions for a batch of B pages. ``A`` is a NumPy array in serving and a torch tensor in training.
 
+    A part that a strategy does not decide is None: no ads, no offers, no copy.
+
     Attributes:
         slate: Catalog indices of the items shown, in order, shape (B, K); ``EMPTY`` marks an empty slot.
         log_prob: Natural logarithm of the probability of the whole ordered slate, shape (B,).
+        ad: The slot whose item is an ad, shape (B,); ``EMPTY`` where the page has none.
+        offer: Discount tier of the page, shape (B,); 0 is none.
+        copy: The line shown with each item, shape (B, K), as a number in the shop's bank of lines; ``EMPTY`` is none.
+        log_probs: Log-probabilities of further parts by name ("ad", "offer", "copy"), each (B,), where they are known.
+        propensity: P(this item at this position given what stands above it), shape (B, K), where it is known.
     """
 
     slate: A
     log_prob: A
+    ad: A | None = None
+    offer: A | None = None
+    copy: A | None = None
+    log_probs: dict[str, A] | None = None
+    propensity: A | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class Outcome(Generic[A]):
         gone: True where the shopper left for good, shape (B,).
         converted: 1 where the click led to a purchase, shape (B, K), or None.
         revenue: Currency earned at each position, shape (B, K), or None.
+        conversion_probability: The world's probability that a click leads to a purchase, shape (B, K), or None.
+        leave: True where the visit ended with this page, shape (B,), or None.
+        days: Days until the shopper's next visit where this one ended, else 0; inf where there is none; (B,), or None.
     """
 
     clicked: A
@@ -41,3 +56,6 @@ class Outcome(Generic[A]):
     gone: A
     converted: A | None = None
     revenue: A | None = None
+    conversion_probability: A | None = None
+    leave: A | None = None
+    days: A | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hawker.shop.figures import Figure, figure
-from hawker.simulators.fitting import Rows, click_log_probability
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.likelihood import predict_rows
+from hawker.simulators.rows import Rows, encode_log
+from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.split import PARTS, shopper_codes
 from hawker.simulators.store import FittedShoppers
 
@@ -40,9 +42,10 @@ def measure_fidelity(
         unit: What was split, "shopper" or "time".
     """
     device = shoppers.arrivals["train"].shopper.device
-    train = Rows.from_impressions(impressions[parts == 0], shoppers.builder, device)
+    train = encode_log(impressions[parts == 0], shoppers.builder, shoppers.lines, device).rows
     held_out = impressions[parts == 2]
-    rows = Rows.from_impressions(held_out, shoppers.builder, device)
+    log = encode_log(held_out, shoppers.builder, shoppers.lines, device)
+    rows, cluster = log.rows, shopper_codes(held_out)[log.order]
     clicked = rows.clicked.cpu().numpy().astype(np.float64)
     rate = (float(train.clicked.sum()) + 0.5) / (len(train) + 1.0)
     predictions = {
@@ -52,7 +55,6 @@ def measure_fidelity(
         "judge": predict(shoppers.ensembles["judge"], rows),
     }
     losses = {name: _log_losses(p, clicked) for name, p in predictions.items()}
-    cluster = shopper_codes(held_out)
     figures: dict[str, Figure] = {}
     for name, loss in losses.items():
         figures[f"log_loss.{name}"] = mean_figure(loss, cluster, "nats")
@@ -73,30 +75,41 @@ def measure_fidelity(
         }
         for i, part in enumerate(PARTS)
     }
-    return {"figures": figures, "split": {"unit": unit, "parts": counts}, "heads": heads(impressions)}
+    return {"figures": figures, "split": {"unit": unit, "parts": counts}, "heads": heads(shoppers)}
 
 
-def heads(impressions: pd.DataFrame) -> dict[str, str]:
+def heads(shoppers: FittedShoppers) -> dict[str, str]:
     """Say which heads these shoppers have and why others are absent."""
-    conversion = (
-        "absent: this version does not learn it"
-        if "converted" in impressions and impressions["converted"].notna().any()
-        else "absent: the log records no conversions"
-    )
-    return_ = (
-        "absent: this version does not learn it"
-        if impressions["shopper_id"].notna().any()
-        else "absent: the log does not know its shoppers, so no return can be seen"
-    )
-    return {"click": "learned", "examination": "learned", "conversion": conversion, "return": return_}
+    recorded = shoppers.ensembles["train"].models[0].recorded
+    known = {
+        "conversion": (recorded.conversions, "the log records no conversions"),
+        "revenue": (recorded.revenue, "the log records no revenue"),
+        "leave": (recorded.timeline, "the log shows nobody on more than one page"),
+        "return": (recorded.returns, "the log does not know its shoppers or none came back, so no return can be seen"),
+    }
+    told = {name: "learned" if there else f"absent: {why}" for name, (there, why) in known.items()}
+    return {"click": "learned", "examination": "learned", **told}
 
 
+def batches(rows: Rows, size: int = 1 << 14) -> Iterator[Rows]:
+    """Yield a log in order, about ``size`` rows at a time, shoppers whole."""
+    device = rows.item.device
+    units = torch.arange(len(rows.shopper) if rows.time is None else len(rows.time), device=device)
+    for some in units.split(max(1, len(units) * size // max(len(rows), 1))):
+        if rows.time is None:
+            yield rows.take(some)
+        else:
+            yield rows.take(rows.time.pages(some), rows.time.take(some))
+
+
+@torch.no_grad()
 def predict(ensemble: Ensemble, rows: Rows) -> FloatArray:
     """Return the ensemble's mean calibrated P(click) of each row, shape (n,)."""
-    with torch.no_grad():
-        members = [m for m in ensemble.members if isinstance(m, ShopperModel)]
-        raw = torch.stack([click_log_probability(member, rows).exp() for member in members])
-        return np.asarray(calibrated(raw, ensemble.calibration).mean(0).cpu().numpy(), np.float64)
+    found = []
+    for batch in batches(rows):
+        raw = torch.stack([predict_rows(model, batch).click.exp() for model in ensemble.models])
+        found.append(calibrated(raw, ensemble.calibration[0]).mean(0).double().cpu().numpy())
+    return np.concatenate(found)
 
 
 def logistic_baseline(train: Rows, rows: Rows, shoppers: FittedShoppers) -> FloatArray:
@@ -110,7 +123,7 @@ def logistic_baseline(train: Rows, rows: Rows, shoppers: FittedShoppers) -> Floa
 
 def _design(rows: Rows, shoppers: FittedShoppers) -> sp.csr_array:
     features = shoppers.builder.shopper
-    shopper = (rows.shopper.cpu().numpy() - features.centre) / features.spread
+    shopper = ((rows.shopper.cpu().numpy() - features.centre) / features.spread)[rows.page.cpu().numpy()]
     item = rows.item.cpu().numpy()
     catalog = shoppers.builder.catalog
     vectors = (catalog.vectors - catalog.centre) / catalog.spread

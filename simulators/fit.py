@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from hawker.shop.artefacts import refuse_others, write_directory, write_json
 from hawker.shop.config import save_config
-from hawker.shop.context import ContextBuilder
+from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
 from hawker.shop.language import load_encoder
+from hawker.shop.lines import Lines
 from hawker.shop.logs import read_logs
 from hawker.shop.models import home
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fidelity import measure_fidelity
 from hawker.simulators.fitting import Progress, fit_ensemble
-from hawker.simulators.split import three_way
+from hawker.simulators.split import shopper_codes, three_way
 from hawker.simulators.store import (
     FIRST_ARCHITECTURE,
     FittedShoppers,
@@ -41,6 +43,9 @@ BOUNDS = {
     "seed": (0, 2**63 - 1),
 }
 """What a ``FitConfig`` may hold, from and to."""
+
+LARGEST = {"position": 1_000, "offer": 100}
+"""What a log may number: every position and every discount tier, from 0, has parameters of its own."""
 
 MAX_ARRIVALS = 100_000
 """Contexts kept per part to draw arriving shoppers from; a longer log is thinned at random."""
@@ -72,19 +77,17 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
     impressions = require_impressions(logs)
     assert logs.items is not None
     parts, unit = three_way(impressions, config.shares, config.seed)
-    size = int(impressions["position"].max()) + 1
+    size, offers = (_count(impressions, name) for name in ("position", "offer"))
     builder = ContextBuilder.fit(impressions[parts == 0], logs.items, encoder)
+    lines = Lines.from_impressions(impressions, encoder)
     ensembles, arrivals = {}, {}
     for part, (role, first) in enumerate(FIRST_ARCHITECTURE.items()):
         rows = impressions[parts == part].reset_index(drop=True)
         progress(f"{role}: {len(rows):,} impressions, {int(rows['clicked'].sum()):,} clicks")
         generator = np.random.default_rng([config.seed, part])
-        ensembles[role] = fit_ensemble(rows, builder, size, config, first, generator, device, progress)
-        if len(rows) > MAX_ARRIVALS:
-            rows = rows.iloc[np.sort(generator.choice(len(rows), MAX_ARRIVALS, replace=False))]
-        context = builder.from_impressions(rows)
-        arrivals[role] = whole_catalog(*(torch.from_numpy(a).to(device) for a in (context.shopper, context.affinity)))
-    shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest)
+        ensembles[role] = fit_ensemble(rows, builder, size, config, first, generator, device, progress, lines, offers)
+        arrivals[role] = find_arrivals(rows, logs.pages, builder, generator, device)
+    shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest, lines)
     progress("measuring fidelity on rows that no model has seen")
     report = measure_fidelity(shoppers, impressions, parts, unit)
     with write_directory(out, "shoppers") as scratch:
@@ -92,3 +95,49 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "fidelity.json", report)
     return load_shoppers(out, device), report
+
+
+def _count(impressions: pd.DataFrame, name: str) -> int:
+    """Return how many positions or tiers a log numbers."""
+    largest = int(impressions[name].max()) if name in impressions else 0
+    if largest > LARGEST[name]:
+        where, expected = f"impressions column {name}", f"numbers from 0 to {LARGEST[name]}"
+        raise InputError("too large a number", where=where, got=largest, expected=expected, remedy="number them anew")
+    return largest + 1
+
+
+def find_arrivals(
+    rows: pd.DataFrame,
+    pages: pd.DataFrame | None,
+    builder: ContextBuilder,
+    generator: np.random.Generator,
+    device: torch.device,
+) -> Context[torch.Tensor]:
+    """Return the contexts in which the shoppers of a log first appear.
+
+    Args:
+        rows: Impressions in order of time.
+        pages: The log's pages; their candidates, where known, are those of the contexts. Else all items are.
+        builder: The shop's contexts and catalog.
+        generator: Thins a long log.
+        device: Where to put them.
+    """
+    # The first row of each shopper; rows that stand alone are all first.
+    rows = rows.iloc[np.sort(np.unique(shopper_codes(rows), return_index=True)[1])]
+    if len(rows) > MAX_ARRIVALS:
+        rows = rows.iloc[np.sort(generator.choice(len(rows), MAX_ARRIVALS, replace=False))]
+    context = builder.from_impressions(rows)
+    known = None
+    if pages is not None and "candidates" in pages:
+        keys = ["visit_id", "page"]
+        known = rows[keys].merge(pages[[*keys, "candidates"]], on=keys, how="left")["candidates"]
+    if known is None or known.isna().any():
+        return whole_catalog(*(torch.from_numpy(array).to(device) for array in (context.shopper, context.affinity)))
+    lists = known.tolist()
+    count = np.array([len(ids) for ids in lists])
+    mask = np.arange(count.max()) < count[:, None]
+    candidates = np.zeros(mask.shape, np.int64)
+    candidates[mask] = builder.catalog.index([item for ids in lists for item in ids], "pages column candidates")
+    affinity = np.take_along_axis(context.affinity, candidates, axis=1)
+    arrays = (context.shopper, candidates, mask, affinity)
+    return Context(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hawker.shop.context import Context, ContextBuilder
-from hawker.shop.decision import EMPTY, Outcome
+from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.simulators.config import PlantedEffects
 from hawker.simulators.world import Shoppers
 
@@ -87,11 +87,14 @@ class PlantedWorld:
         attraction = self.attraction(row, slate.clamp(min=0))
         return (attraction * self.examination).masked_fill(slate == EMPTY, 0.0)
 
-    def respond(self, shoppers: Shoppers, slate: Tensor, generator: torch.Generator) -> Outcome[Tensor]:
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
         """Draw the clicks of one page; every visit ends with it."""
-        probability = self.click_probability(shoppers.member, slate)
+        probability = self.click_probability(shoppers.member, decision.slate)
         clicked = torch.rand(probability.shape, generator=generator, device=self.device) < probability
-        return Outcome(clicked.float(), probability.float(), torch.ones_like(shoppers.member, dtype=torch.bool))
+        gone = torch.ones_like(shoppers.member, dtype=torch.bool)
+        return shoppers, Outcome(clicked.float(), probability.float(), gone)
 
     def best_slate(self, row: Tensor) -> Tensor:
         """Return the slate with the most expected clicks for bank rows (N,): shape (N, K)."""

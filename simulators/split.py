@@ -63,15 +63,18 @@ def later_rows(impressions: pd.DataFrame, share: float) -> npt.NDArray[np.bool_]
     return np.asarray(rank > (1.0 - share) * len(impressions))
 
 
-def bootstrap_rows(
-    impressions: pd.DataFrame, generator: np.random.Generator
+def bootstrap_shoppers(
+    owner: npt.NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Draw as many shoppers, or visits where shoppers are unknown, with replacement.
 
+    Args:
+        owner: Whom each unit (a shopper's timeline, or a page) belongs to, from ``shopper_codes``, shape (m,).
+        generator: Source of the draw.
+
     Returns:
-        Row numbers of the draw, with repeats, and the numbers of the rows that were left out.
+        Numbers of the units drawn, with repeats, and of those left out.
     """
-    code = shopper_codes(impressions)
-    n_units = int(code.max()) + 1
-    times = np.bincount(generator.integers(n_units, size=n_units), minlength=n_units)[code]
-    return np.repeat(np.arange(len(code)), times), np.flatnonzero(times == 0)
+    n_units = int(owner.max(initial=-1)) + 1
+    times = np.bincount(generator.integers(n_units, size=n_units), minlength=n_units)[owner]
+    return np.repeat(np.arange(len(owner)), times), np.flatnonzero(times == 0)

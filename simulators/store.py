@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,15 @@ from hawker.shop.artefacts import read_json, sha256, verify_directory, write_jso
 from hawker.shop.config import from_dict, to_dict
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.errors import InputError
+from hawker.shop.lines import Lines
 from hawker.shop.logs import Logs, read_logs
 from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
-from hawker.simulators.shopper import ARCHITECTURES, Ensemble, ShopperModel
+from hawker.simulators.shopper import ARCHITECTURES, IDENTITY, Ensemble, Recorded, ShopperModel
 from hawker.simulators.split import PARTS, three_way
 
 META = "shoppers.json"
+LINES = "lines.safetensors"
 FIRST_ARCHITECTURE = {"train": 0, "judge": 2}
 """Where each ensemble starts in the list of architectures: the judge's members are built differently."""
 
@@ -41,6 +43,7 @@ class FittedShoppers:
         arrivals: The contexts of each role's own part of the log, shape (n, ...), on the models' device.
         logs: Directory of the log.
         logs_digest: SHA-256 of its tables.
+        lines: The bank of lines that the log shows; None where it shows none.
         digest: SHA-256 of the artefact's list of checksums; empty before it was written.
     """
 
@@ -51,6 +54,7 @@ class FittedShoppers:
     arrivals: dict[str, Context[torch.Tensor]]
     logs: Path
     logs_digest: str
+    lines: Lines | None = None
     digest: str = ""
 
     def world(self, role: Role) -> LearnedWorld:
@@ -81,19 +85,25 @@ class FittedShoppers:
             weights = {name: value.cpu().contiguous() for name, value in ensemble.state_dict().items()}
             save_file(weights, directory / f"{role}.safetensors")
             context = self.arrivals[role]
-            save_file(
-                {"shopper": context.shopper.cpu().contiguous(), "affinity": context.affinity.cpu().contiguous()},
-                directory / f"{role}-arrivals.safetensors",
-            )
+            arrays = {"shopper": context.shopper, "affinity": context.affinity}
+            if not is_whole_catalog(context, len(self.builder.catalog)):
+                arrays |= {"candidates": context.candidates, "mask": context.mask}
+            stored = {name: value.cpu().contiguous() for name, value in arrays.items()}
+            save_file(stored, directory / f"{role}-arrivals.safetensors")
         save_file(
             {"vectors": torch.from_numpy(np.array(self.builder.catalog.vectors))}, directory / "items.safetensors"
         )
+        if self.lines is not None:
+            text = {"vectors": self.lines.vectors, "centre": self.lines.centre}
+            save_file({name: torch.from_numpy(np.array(array)) for name, array in text.items()}, directory / LINES)
         meta = {
             "size": self.size,
             "config": to_dict(self.config),
             "logs": str(self.logs.resolve()),
             "logs_digest": self.logs_digest,
             "builder": self.builder.to_dict(),
+            "lines": None if self.lines is None else self.lines.to_dict(),
+            "recorded": {role: asdict(ensemble.models[0].recorded) for role, ensemble in self.ensembles.items()},
         }
         write_json(directory / META, meta)
 
@@ -123,23 +133,29 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
         vectors = load_file(directory / "items.safetensors")["vectors"].numpy()
         builder = ContextBuilder.from_dict(meta["builder"], vectors, directory / META)
         config = from_dict(FitConfig, meta["config"], directory / META)
+        lines = None
+        if meta["lines"] is not None:
+            text = {name: value.numpy() for name, value in load_file(directory / LINES).items()}
+            lines = Lines(tuple(meta["lines"]["texts"]), text["vectors"], text["centre"], meta["lines"]["scale"])
         ensembles, arrivals = {}, {}
         for role, first in FIRST_ARCHITECTURE.items():
+            recorded = Recorded(**meta["recorded"][role])
+            architectures = [ARCHITECTURES[(first + i) % len(ARCHITECTURES)] for i in range(config.members)]
             members = [
-                ShopperModel(
-                    builder, meta["size"], ARCHITECTURES[(first + i) % len(ARCHITECTURES)], 0.5, torch.Generator()
-                )
-                for i in range(config.members)
+                ShopperModel(builder, meta["size"], architecture, 0.5, torch.Generator(), recorded, lines)
+                for architecture in architectures
             ]
-            ensemble = Ensemble(members, torch.zeros(2))
+            ensemble = Ensemble(members, IDENTITY.clone())
             ensemble.load_state_dict(load_file(directory / f"{role}.safetensors"))
             ensembles[role] = ensemble.to(device).eval()
             stored = load_file(directory / f"{role}-arrivals.safetensors", device=str(device))
-            arrivals[role] = whole_catalog(stored["shopper"], stored["affinity"])
+            arrivals[role] = (
+                Context(**stored) if "candidates" in stored else whole_catalog(stored["shopper"], stored["affinity"])
+            )
         digest = sha256(directory / "checksums.json")
         logs = (Path(meta["logs"]), meta["logs_digest"])
-        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, digest)
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, lines, digest)
+    except (KeyError, TypeError, RuntimeError, SafetensorError, FileNotFoundError) as error:
         raise InputError("not shoppers of this version", where=directory, got=str(error).splitlines()[0]) from None
 
 
@@ -147,3 +163,11 @@ def whole_catalog(shopper: torch.Tensor, affinity: torch.Tensor) -> Context[torc
     """Return contexts with every item as a candidate, from shopper features (n, D) and affinities (n, n_items)."""
     candidates = torch.arange(affinity.shape[1], device=affinity.device).expand(affinity.shape)
     return Context(shopper, candidates, torch.ones_like(affinity, dtype=torch.bool), affinity)
+
+
+def is_whole_catalog(context: Context[torch.Tensor], n_items: int) -> bool:
+    """Say whether every context has every item as a candidate, in order."""
+    everything = torch.arange(n_items, device=context.candidates.device)
+    if context.candidates.shape[1] != n_items:
+        return False
+    return bool((context.candidates == everything).all() & context.mask.all())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hawker.shop.context import Context, ContextBuilder
-from hawker.shop.decision import Outcome
+from hawker.shop.decision import Decision, Outcome
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Shoppers:
     Attributes:
         context: What a strategy may see of them.
         member: Which of the world's behaviour models each shopper lives in, shape (N,).
+        state: What only the world knows of them, by name, each (N, ...); strategies must not look.
     """
 
     context: Context[Tensor]
     member: Tensor
+    state: dict[str, Tensor] = field(default_factory=dict)
 
     def replaced(self, where: Tensor, fresh: Shoppers) -> Shoppers:
         """Return the batch with ``fresh`` shoppers in the places where ``where`` (N,) is True."""
@@ -37,7 +39,8 @@ class Shoppers:
             merge(old.mask, new.mask),
             merge(old.affinity, new.affinity),
         )
-        return Shoppers(context, merge(self.member, fresh.member))
+        state = {name: merge(self.state[name], fresh.state[name]) for name in self.state}
+        return Shoppers(context, merge(self.member, fresh.member), state)
 
 
 class World(Protocol):
@@ -57,9 +60,13 @@ class World(Protocol):
         """Return n new shoppers at the first page of their visit."""
         ...
 
-    def respond(self, shoppers: Shoppers, slate: Tensor, generator: torch.Generator) -> Outcome[Tensor]:
-        """Answer one slate per shopper: catalog indices of shape (N, K), ``EMPTY`` where nothing is shown.
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        """Answer one page per shopper.
 
-        A shopper whose outcome says ``gone`` is to be replaced by a new arrival.
+        Returns:
+            The shoppers at their next page, of this visit or of their next one, and what came of this page. A shopper
+            whose outcome says ``gone`` is to be replaced by a new arrival.
         """
         ...

@@ -1,13 +1,14 @@
 """A run with fitted shoppers, small worlds, and a training that takes a second."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hawker.agents.config import TrainConfig
-from hawker.shop.decision import Outcome
+from hawker.shop.decision import Decision, Outcome
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fit import fit
@@ -16,7 +17,7 @@ from hawker.simulators.world import Shoppers
 
 
 class StayingWorld:
-    """The small shop, but every second shopper of a batch stays for another page."""
+    """The small shop, but every second shopper of a batch stays for another page and remembers how many they saw."""
 
     def __init__(self) -> None:
         self._world = small_world()
@@ -24,12 +25,17 @@ class StayingWorld:
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n shoppers."""
-        return self._world.arrive(n, generator)
+        return replace(self._world.arrive(n, generator), state={"seen": torch.zeros(n)})
 
-    def respond(self, shoppers: Shoppers, slate: torch.Tensor, generator: torch.Generator) -> Outcome[torch.Tensor]:
-        """Answer a page."""
-        outcome = self._world.respond(shoppers, slate, generator)
-        return Outcome(outcome.clicked, outcome.click_probability, torch.arange(len(slate)) % 2 == 0)
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[torch.Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[torch.Tensor]]:
+        """Answer a page; what was seen tires."""
+        _, outcome = self._world.respond(shoppers, decision, generator)
+        seen = shoppers.state["seen"]
+        probability = outcome.click_probability * 0.9 ** seen[:, None]
+        after = replace(shoppers, state={"seen": seen + 1})
+        return after, Outcome(outcome.clicked, probability, torch.arange(len(seen)) % 2 == 0)
 
 
 @pytest.fixture

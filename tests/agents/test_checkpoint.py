@@ -24,6 +24,7 @@ def state_of(model) -> dict[str, object]:
         **{f"{i}.{name}": value for i, values in moments.items() for name, value in values.items()},
         **{f"next.{name}": torch.as_tensor(value) for name, value in model._last_obs.items()},
         "member": storefront.shoppers.member,
+        **{f"state.{name}": value for name, value in storefront.shoppers.state.items()},
         "starts": torch.as_tensor(model._last_episode_starts),
         "env": storefront.generator.get_state(),
         "policy": policy.generator.get_state(),
@@ -52,6 +53,7 @@ def test_what_is_read_back_goes_on_as_if_nothing_had_happened(saved, staying, ti
     resumed = make_ppo(staying, tiny, scale=5.0)
     load_checkpoint(path, resumed, MADE_BY)
     assert same(state_of(resumed), state_of(model))
+    assert state_of(resumed)["state.seen"].max() > 1
     unbroken = make_ppo(staying, tiny, scale=5.0).learn(512)
     resumed.learn(256, reset_num_timesteps=False)
     assert resumed.num_timesteps == 512

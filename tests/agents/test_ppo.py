@@ -29,10 +29,10 @@ class OneItemShop:
         """Return n shoppers."""
         return self._world.arrive(n, generator)
 
-    def respond(self, shoppers, slate, generator):
+    def respond(self, shoppers, decision, generator):
         """Click item 7."""
-        clicked = (slate == 7).float()
-        return Outcome(clicked, clicked, torch.ones(len(slate), dtype=torch.bool))
+        clicked = (decision.slate == 7).float()
+        return shoppers, Outcome(clicked, clicked, torch.ones(len(clicked), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -9,11 +9,27 @@ import pandas as pd
 import pytest
 import torch
 
+from hawker.benchmarks.fidelity_cohort import (
+    Cohort,
+    Predictions,
+    encode_cohort,
+    impressions,
+    predict_cohort,
+    read_lines,
+    served,
+)
+from hawker.benchmarks.fidelity_heads import Happened, Swaps, happened, make_swaps
 from hawker.policies.protocol import Strategy
 from hawker.policies.slate import PlackettLuce
 from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.language import Encoder, load_encoder
+from hawker.shop.lines import Lines
 from hawker.shop.logs import read_logs
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
+from hawker.simulators.rows import Rows
+from hawker.simulators.shopper import ARCHITECTURES, IDENTITY, Ensemble, Recorded, ShopperModel
 from hawker.simulators.store import FittedShoppers
 
 MOSTLY_ESTIMATES = FitConfig(shares=(0.02, 0.02, 0.96))
@@ -67,3 +83,66 @@ def log_to() -> Callable[..., FittedShoppers]:
     They have no models, and keep 96% of the rows for off-policy estimates.
     """
     return _log_to
+
+
+@pytest.fixture(scope="session")
+def hashed() -> Encoder:
+    return load_encoder("hashed", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def bazaar() -> BazaarWorld:
+    return BazaarWorld(load_bazaar(None), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def cohort(bazaar: BazaarWorld) -> Cohort:
+    """Sixty shoppers of the bazaar over 40 days."""
+    return served(bazaar, 60, 40, 3)
+
+
+@pytest.fixture(scope="session")
+def untrained(bazaar: BazaarWorld, cohort: Cohort, hashed: Encoder) -> FittedShoppers:
+    """Shoppers with untrained members: they know what a log of the bazaar records and nothing else."""
+    frame = impressions(bazaar, cohort)
+    builder = ContextBuilder.fit(frame, bazaar.items.table, hashed)
+    lines = Lines.from_impressions(frame, hashed)
+    bare = FittedShoppers(builder, bazaar.size, FitConfig(), {}, {}, Path(), "", lines)
+    recorded = Recorded.of(encode_cohort(bazaar, cohort, bare, hashed))
+    members = [
+        ShopperModel(builder, bazaar.size, architecture, 0.1, torch.Generator().manual_seed(i), recorded, lines).eval()
+        for i, architecture in enumerate(ARCHITECTURES[:2])
+    ]
+    shopper = torch.from_numpy(builder.encode_shoppers(frame))[:: bazaar.size * 5]
+    candidates = torch.arange(30).expand(len(shopper), -1)
+    arrivals = Context(shopper, candidates, torch.ones_like(candidates).bool(), torch.zeros(candidates.shape))
+    ensemble = Ensemble(members, IDENTITY.clone())
+    return FittedShoppers(
+        builder, bazaar.size, FitConfig(), {"train": ensemble}, {"train": arrivals}, Path(), "", lines
+    )
+
+
+@pytest.fixture(scope="session")
+def members(bazaar: BazaarWorld, untrained: FittedShoppers, hashed: Encoder) -> Ensemble:
+    """The untrained members, with all lines of the bazaar."""
+    return read_lines(untrained.ensembles["train"], bazaar, untrained, hashed)
+
+
+@pytest.fixture(scope="session")
+def cohort_rows(bazaar: BazaarWorld, cohort: Cohort, untrained: FittedShoppers, hashed: Encoder) -> Rows:
+    return encode_cohort(bazaar, cohort, untrained, hashed)
+
+
+@pytest.fixture(scope="session")
+def seen(cohort: Cohort, cohort_rows: Rows) -> Happened:
+    return happened(cohort, cohort_rows)
+
+
+@pytest.fixture(scope="session")
+def swaps(bazaar: BazaarWorld, cohort: Cohort) -> Swaps:
+    return make_swaps(bazaar, cohort, 40, 10, 1)
+
+
+@pytest.fixture(scope="session")
+def said(members: Ensemble, cohort_rows: Rows) -> Predictions:
+    return predict_cohort(members, cohort_rows)

@@ -1,5 +1,6 @@
 """The simulated A/B test: honest about chance, honest about the model, the same for the same seed."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -22,7 +23,7 @@ from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.planted import PlantedWorld
-from hawker.simulators.shopper import Architecture, Ensemble, ShopperModel
+from hawker.simulators.shopper import IDENTITY, Architecture, Ensemble, ShopperModel
 from hawker.simulators.small import small_world
 from hawker.simulators.world import Shoppers, World
 
@@ -93,13 +94,13 @@ def learned_world(own_effects: list[dict[int, float]], size: int = 3) -> Learned
         member = ShopperModel(world.builder, size, Architecture(1, 1), 0.1, torch.Generator().manual_seed(0))
         with torch.no_grad():
             for name, parameter in member.named_parameters():
-                if name != "base":
+                if name != "click.base":
                     parameter.zero_()
             for item, effect in effects.items():
-                member.own_effect.weight[item] = effect
+                member.click.own_effect.weight[item] = effect
         members.append(member)
     bank = world.arrive(400, torch.Generator().manual_seed(1)).context
-    return LearnedWorld(world.builder, Ensemble(members, torch.tensor([0.0, 1.0])), bank, size)
+    return LearnedWorld(world.builder, Ensemble(members, IDENTITY), bank, size)
 
 
 def without_figures(report: dict[str, Any]) -> dict[str, Any]:
@@ -126,23 +127,34 @@ class LongVisits:
     def __init__(self, pages: int) -> None:
         world = small_world(size=1)
         self.builder, self.size, self.device = world.builder, 1, torch.device("cpu")
-        self._bank, self._pages, self._seen = world.arrive(1, torch.Generator().manual_seed(0)).context, pages, 0
+        self._bank, self._pages = world.arrive(1, torch.Generator().manual_seed(0)).context, pages
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
-        self.asked: dict[int, int] = {}
-        return Shoppers(self._bank.map(lambda array: array.expand(n, -1)), torch.arange(n))
+        context = self._bank.map(lambda array: array.expand(n, -1))
+        return Shoppers(context, torch.arange(n), {"seen": torch.zeros(n, dtype=torch.long)})
 
-    def respond(self, shoppers: Shoppers, slate: Tensor, generator: torch.Generator) -> Outcome[Tensor]:
-        gone = []
-        for who in shoppers.member.tolist():
-            self.asked[who] = self.asked.get(who, 0) + 1
-            gone.append(self.asked[who] > who % self._pages)
-        clicked = (slate == 0).float()
-        return Outcome(clicked, clicked, torch.tensor(gone))
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        seen = shoppers.state["seen"] + 1
+        clicked = (decision.slate == 0).float()
+        gone = seen > shoppers.member % self._pages
+        return dataclasses.replace(shoppers, state={"seen": seen}), Outcome(clicked, clicked, gone)
 
 
-def test_visits_are_played_until_the_shopper_is_gone() -> None:
-    visits = play([Fixed("hit", [0]), Fixed("miss", [1])], LongVisits(pages=4), 400, 0, RewardSpec())
+class Returning(LongVisits):
+    """Nobody is ever gone: whoever leaves is back tomorrow."""
+
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        after, outcome = super().respond(shoppers, decision, generator)
+        return after, dataclasses.replace(outcome, gone=torch.zeros_like(outcome.gone), leave=outcome.gone)
+
+
+@pytest.mark.parametrize("kind", [LongVisits, Returning])
+def test_visits_are_played_until_the_shopper_leaves(kind: type[LongVisits]) -> None:
+    visits = play([Fixed("hit", [0]), Fixed("miss", [1])], kind(pages=4), 400, 0, RewardSpec())
     assert sorted(visits["pages"].unique()) == [1, 2, 3, 4]
     assert (visits["impressions"] == visits["pages"]).all()
     assert (visits["clicks"] == np.where(visits["arm"] == "hit", visits["pages"], 0)).all()
@@ -312,7 +324,7 @@ def test_many_shoppers_do_not_hide_that_the_models_disagree() -> None:
 
 
 def test_models_that_agree_tell_arms_apart() -> None:
-    world = learned_world([{0: 1.0}, {0: 1.1}, {0: 0.9}, {0: 1.05}])
+    world = learned_world([{0: 0.8}, {0: 0.9}, {0: 0.7}, {0: 0.85}])  # lifts of about a third
     arms = [Fixed("plain", [5, 6, 7]), Fixed("bold", [0, 1, 2]), Fixed("plain too", [7, 6, 5])]
     report = ab_test(arms, world, shoppers=12_000, seed=0)
     bold, same = report["pairs"]
@@ -379,9 +391,11 @@ class Diverged(Fixed):
 
 
 class Broken(LongVisits):
-    def respond(self, shoppers: Shoppers, slate: Tensor, generator: torch.Generator) -> Outcome[Tensor]:
-        outcome = super().respond(shoppers, slate, generator)
-        return Outcome(outcome.clicked, outcome.click_probability * torch.nan, outcome.gone)
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        after, outcome = super().respond(shoppers, decision, generator)
+        return after, Outcome(outcome.clicked, outcome.click_probability * torch.nan, outcome.gone)
 
 
 @pytest.mark.parametrize(

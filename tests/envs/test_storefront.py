@@ -1,5 +1,7 @@
 """The storefront's own arithmetic: which picks are shown, what they earn, who comes next."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -51,10 +53,11 @@ class Recorder:
         mask = context.candidates < 5
         return Shoppers(Context(context.shopper, context.candidates, mask, context.affinity), shoppers.member)
 
-    def respond(self, shoppers, slate, generator):
+    def respond(self, shoppers, decision, generator):
         """Answer a page."""
-        self.shown.append(slate.tolist())
-        return self._world.respond(shoppers, slate, generator)
+        assert decision.log_prob.shape == decision.slate.shape[:1]
+        self.shown.append(decision.slate.tolist())
+        return self._world.respond(shoppers, decision, generator)
 
 
 def test_picks_are_places_in_the_candidate_list(world):
@@ -111,14 +114,30 @@ def test_only_who_is_gone_is_replaced(staying):
     for i in (0, 2):
         assert not np.array_equal(after["shopper"][i], before["shopper"][i])
         assert np.array_equal(info["final_obs"][i]["shopper"], before["shopper"][i])
+    assert env.storefront.shoppers.state["seen"].tolist() == [0, 1, 0, 1]
+    env.step(np.tile([0, 1, 2], (4, 1)))
+    assert env.storefront.shoppers.state["seen"].tolist() == [0, 2, 0, 2]
+
+
+def test_shoppers_who_stay_are_seen_as_the_world_returns_them(staying):
+    class Narrowing(type(staying)):
+        def respond(self, shoppers, decision, generator):
+            after, outcome = super().respond(shoppers, decision, generator)
+            context = dataclasses.replace(after.context, mask=after.context.candidates > 2)
+            return dataclasses.replace(after, context=context), outcome
+
+    env = RecommendVectorEnv(4, Narrowing(staying._world))
+    env.reset(seed=0)
+    after = env.step(np.tile([0, 1, 2], (4, 1)))[0]
+    assert after["mask"].sum(1).tolist() == [20, 17, 20, 17]
 
 
 def test_a_horizon_truncates(staying):
     class Faithful(type(staying)):
-        def respond(self, shoppers, slate, generator):
-            outcome = super().respond(shoppers, slate, generator)
+        def respond(self, shoppers, decision, generator):
+            after, outcome = super().respond(shoppers, decision, generator)
             outcome.gone[:] = False
-            return outcome
+            return after, outcome
 
     world = Faithful(staying._world)
     env = gym.make("hawker/Recommend-v0", world=world, max_episode_steps=3)

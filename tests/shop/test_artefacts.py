@@ -241,6 +241,7 @@ def test_a_whole_artefact_is_found_wherever_the_writer_was_killed(tmp_path: Path
     for moment in moments:
         write(moment / "thing", "newest")
         assert content(moment / "thing") == "newest"
+        assert names(moment) == ["thing"], "nothing of the killed writer is left"
 
 
 def test_a_file_is_written_in_one_rename(tmp_path: Path):

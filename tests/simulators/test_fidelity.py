@@ -1,5 +1,6 @@
 """Every figure of the fidelity report against a second way to compute it."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from hawker.simulators.fidelity import (
     auc_figure,
+    batches,
     calibration_figure,
     heads,
     logistic_baseline,
@@ -16,7 +18,9 @@ from hawker.simulators.fidelity import (
     measure_fidelity,
     predict,
 )
-from hawker.simulators.fitting import Rows
+from hawker.simulators.likelihood import predict_rows
+from hawker.simulators.rows import encode_log
+from hawker.simulators.shopper import Recorded, calibrated
 from hawker.simulators.split import three_way
 
 Z = 1.959964
@@ -87,23 +91,56 @@ def test_without_variation_there_is_no_interval(values, cluster):
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "head", "answer"),
+    ("recorded", "head", "answer"),
     [
-        (None, None, "conversion", "absent: the log records no conversions"),
-        ("converted", np.nan, "conversion", "absent: the log records no conversions"),
-        ("converted", 0.0, "conversion", "absent: this version does not learn it"),
-        (None, None, "return", "absent: the log does not know its shoppers, so no return can be seen"),
-        ("shopper_id", "s1", "return", "absent: this version does not learn it"),
-        (None, None, "click", "learned"),
+        (Recorded(), "conversion", "absent: the log records no conversions"),
+        (Recorded(conversions=True), "conversion", "learned"),
+        (Recorded(conversions=True), "revenue", "absent: the log records no revenue"),
+        (Recorded(conversions=True, revenue=True), "revenue", "learned"),
+        (Recorded(), "leave", "absent: the log shows nobody on more than one page"),
+        (Recorded(timeline=True), "leave", "learned"),
+        (
+            Recorded(timeline=True),
+            "return",
+            "absent: the log does not know its shoppers or none came back, so no return can be seen",
+        ),
+        (Recorded(timeline=True, returns=True), "return", "learned"),
+        (Recorded(), "click", "learned"),
+        (Recorded(), "examination", "learned"),
     ],
 )
-def test_heads_say_why_they_are_absent(tables, column, value, head, answer):
-    impressions = tables[0] if column is None else tables[0].assign(**{column: value})
-    assert heads(impressions)[head] == answer
+def test_heads_say_why_they_are_absent(shoppers, monkeypatch, recorded, head, answer):
+    monkeypatch.setattr(shoppers.ensembles["train"].models[0], "recorded", recorded)
+    assert heads(shoppers)[head] == answer
+
+
+def test_every_head_is_learned_where_the_log_records_everything(regulars):
+    _, shoppers, report = regulars
+    assert set(heads(shoppers).values()) == {"learned"}
+    assert report["heads"] == heads(shoppers)
+    assert report["split"]["unit"] == "shopper"
+
+
+def test_predictions_know_what_a_shopper_did_before(journeys, regulars):
+    """Shopper by shopper, in batches or all at once: the same."""
+    _, shoppers, _ = regulars
+    rows = encode_log(journeys[0], shoppers.builder, shoppers.lines, torch.device("cpu")).rows
+    ensemble = shoppers.ensembles["judge"]
+    whole = predict(ensemble, rows)
+    assert len(list(batches(rows, 100))) > 5
+    with torch.no_grad():
+        raw = torch.stack([predict_rows(model, rows).click.exp() for model in ensemble.models])
+        expected = calibrated(raw, ensemble.calibration[0]).mean(0)
+        new = dataclasses.replace(rows, time=None)
+        strangers = torch.stack([predict_rows(model, new).click.exp() for model in ensemble.models])
+    assert whole == pytest.approx(expected.double().numpy(), rel=1e-4)
+    assert not torch.isclose(raw, strangers).all()
+    parts = torch.cat([batch.item for batch in batches(rows, 100)])
+    assert torch.equal(parts, rows.item), "in the order of the log"
 
 
 def test_predictions_are_what_the_ensemble_expects_at_the_position(tables, shoppers):
-    rows = Rows.from_impressions(tables[0].iloc[:50], shoppers.builder, torch.device("cpu"))
+    rows = encode_log(tables[0].iloc[:50], shoppers.builder, None, torch.device("cpu")).rows
     slate = torch.full((50, shoppers.size), -1).scatter(1, rows.position[:, None], rows.item[:, None])
     with torch.no_grad():
         page = shoppers.ensembles["judge"](rows.shopper, slate, rows.affinity[:, None].expand(slate.shape)).mean(0)
@@ -115,9 +152,10 @@ def test_logistic_baseline_finds_what_positions_and_items_do(tables, shoppers):
     impressions = tables[0].copy()
     liked = impressions["item_id"].isin(["item-1", "item-2", "item-3"]) & (impressions["position"] == 0)
     impressions["clicked"] = liked.astype(np.int8)
-    train, test = (Rows.from_impressions(impressions[i::2], shoppers.builder, torch.device("cpu")) for i in (0, 1))
+    cpu = torch.device("cpu")
+    train, test = (encode_log(impressions[i::2], shoppers.builder, None, cpu).rows for i in (0, 1))
     assert auc_figure(logistic_baseline(train, test, shoppers), test.clicked.numpy())["value"] > 0.9
-    nobody = Rows(train.shopper, train.item, train.position, train.affinity, torch.zeros(len(train)))
+    nobody = dataclasses.replace(train, clicked=torch.zeros(len(train)))
     assert logistic_baseline(nobody, test, shoppers) == pytest.approx(np.full(len(test), 0.5 / (len(train) + 1)))
 
 

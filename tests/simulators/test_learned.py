@@ -1,11 +1,22 @@
 """What is particular to a world of learned shoppers; test_world.py holds what all worlds promise."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hawker.simulators.learned import LearnedWorld
+from hawker.shop.context import Context
+from hawker.shop.decision import EMPTY, Decision
+from hawker.simulators.fit import fit
+from hawker.simulators.likelihood import predict_rows
+from hawker.simulators.learned import NEVER, LearnedWorld, draw_days
+from hawker.simulators.memory import EDGES, days_at_risk
+from hawker.simulators.rows import Rows, Timeline
+from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.world import Shoppers
 
 
 @pytest.fixture
@@ -21,7 +32,7 @@ def test_every_shopper_answers_from_their_own_member(world):
     batch = world.arrive(40, seeded(0))
     slate = torch.arange(3).expand(40, 3)
     everyone = world.click_probabilities(batch.context, slate)
-    own = world.respond(batch, slate, seeded(1)).click_probability
+    own = world.respond(batch, Decision(slate, torch.zeros(40)), seeded(1))[1].click_probability
     assert everyone.shape == (2, 40, 3)
     for i in range(40):
         torch.testing.assert_close(own[i], everyone[batch.member[i], i])
@@ -58,3 +69,292 @@ def test_affinity_follows_its_item_through_the_candidate_list(world):
 def test_nothing_in_it_learns_any_more(world):
     assert not any(parameter.requires_grad for parameter in world.ensemble.parameters())
     assert not world.ensemble.training
+
+
+# Shoppers who leave and come back
+
+
+@pytest.fixture
+def lasting(regulars) -> LearnedWorld:
+    """A world fitted on shoppers who came back, with every head."""
+    return regulars[1].world("train")
+
+
+def decisions(context: Context, size: int, seed: int = 0, empty: float = 0.0) -> Decision:
+    """Return slates of a context's own candidates with copy, offers and ads."""
+    generator, n = seeded(seed), len(context.shopper)
+    score = torch.rand(context.mask.shape, generator=generator).masked_fill(~context.mask, -1.0)
+    slate = context.candidates.gather(1, score.argsort(1, descending=True)[:, :size])
+    slate = slate.masked_fill(torch.rand(n, size, generator=generator) < empty, EMPTY)
+    ad, offer = (torch.randint(low, 3, (n,), generator=generator) for low in (-1, 0))
+    return Decision(slate, torch.zeros(n), ad, offer, torch.randint(-1, 3, (n, size), generator=generator))
+
+
+def test_every_head_answers(lasting):
+    batch = lasting.arrive(2000, seeded(0))
+    decision = decisions(batch.context, 3, empty=0.2)
+    _, outcome = lasting.respond(batch, decision, seeded(1))
+    shown = decision.slate != EMPTY
+    for name in ("clicked", "converted", "revenue", "conversion_probability", "click_probability"):
+        assert getattr(outcome, name).shape == (2000, 3), name
+        assert not getattr(outcome, name)[~shown].any(), f"{name} of an empty slot"
+    assert (outcome.clicked[outcome.converted > 0] == 1).all(), "only what was clicked is bought"
+    assert ((outcome.revenue > 0) == (outcome.converted > 0)).all()
+    assert 0 < outcome.converted.sum() < outcome.clicked.sum()
+    assert outcome.leave.dtype == outcome.gone.dtype == torch.bool
+    assert (outcome.days[~outcome.leave] == 0).all()
+    assert (outcome.gone == (outcome.leave & outcome.days.isinf())).all()
+    came = outcome.days[outcome.leave & ~outcome.gone]
+    assert ((came >= 0) & (came <= NEVER) & (came == came.floor())).all()
+    assert 0 < outcome.leave.sum() < 2000
+
+
+def test_purchases_and_leaving_come_as_often_as_their_probability_says(lasting):
+    one = lasting.arrive(1, seeded(0))
+    many = Shoppers(
+        one.context.map(lambda array: array.expand(20_000, -1)),
+        one.member.expand(20_000),
+        {name: array.expand(20_000, *array.shape[1:]) for name, array in one.state.items()},
+    )
+    page = decisions(one.context, 3)
+    parts = (page.slate, page.log_prob, page.ad, page.offer, page.copy)
+    decision = Decision(*(part.expand(20_000, *part.shape[1:]) for part in parts))
+    _, outcome = lasting.respond(many, decision, seeded(1))
+    assert len(outcome.conversion_probability.unique(dim=0)) == 1
+    clicks = outcome.clicked.sum(0)
+    for k in range(3):
+        p = float(outcome.conversion_probability[0, k])
+        error = math.sqrt(p * (1 - p) / float(clicks[k]))
+        assert float(outcome.converted[:, k].sum() / clicks[k]) == pytest.approx(p, abs=4 * error)
+
+
+def test_a_visit_goes_on_or_ends(lasting):
+    calibration = lasting.ensemble.calibration.clone()
+    calibration[3, 0] -= 4.0  # so that some never come back
+    context = lasting.arrive(500, seeded(8)).context
+    lasting = LearnedWorld(lasting.builder, Ensemble(lasting.ensemble.models, calibration), context, 3)
+    batch = lasting.arrive(3000, seeded(0))
+    assert batch.state["number"].tolist() == batch.state["gap"].tolist() == [0.0] * 3000
+    number, seen = batch.state["number"], {"stays": 0, "returns": 0, "gone": 0}
+    for step in range(6):
+        after, outcome = lasting.respond(batch, decisions(batch.context, 3, step), seeded(step))
+        stays = ~outcome.leave
+        assert torch.equal(after.state["number"], torch.where(stays, number + 1, 0.0))
+        assert torch.equal(after.state["gap"][~outcome.gone], outcome.days[~outcome.gone]), "0 within a visit"
+        assert torch.isfinite(after.state["memory"]).all()
+        assert torch.equal(after.member, batch.member), "one shopper lives in one member for good"
+        assert torch.equal(after.context.shopper, batch.context.shopper)
+        seen["stays"] += int((stays & (number > 0)).sum())
+        seen["returns"] += int((outcome.leave & ~outcome.gone).sum())
+        seen["gone"] += int(outcome.gone.sum())
+        fresh = lasting.arrive(3000, seeded(100 + step))
+        batch = after.replaced(outcome.gone, fresh)
+        number = batch.state["number"]
+        assert not number[outcome.gone].any(), "who replaces a shopper starts anew"
+    assert min(seen.values()) > 100
+
+
+def test_candidates_are_drawn_anew_for_a_new_visit_alone(lasting):
+    batch = lasting.arrive(2000, seeded(0))
+    after, outcome = lasting.respond(batch, decisions(batch.context, 3), seeded(1))
+    stays = ~outcome.leave
+    assert torch.equal(after.context.candidates[stays], batch.context.candidates[stays])
+    assert torch.equal(after.context.mask[stays], batch.context.mask[stays])
+    other = (after.context.candidates != batch.context.candidates).any(1)[outcome.leave]
+    assert other.float().mean() > 0.9
+    logged = {tuple(row) for row in lasting.arrive(5000, seeded(9)).context.candidates.tolist()}
+    assert {tuple(row) for row in after.context.candidates.tolist()} <= logged
+
+
+def test_a_world_without_candidates_keeps_the_whole_catalog(journeys, write_logs, fast, tmp_path):
+    fitted = fit(write_logs(tmp_path / "logs", journeys[:2]), tmp_path / "out", fast, lambda line: None)[0]
+    world = fitted.world("train")
+    batch = world.arrive(100, seeded(0))
+    assert batch.context.candidates.shape == (100, 20)
+    after, outcome = world.respond(batch, decisions(batch.context, 3), seeded(1))
+    assert outcome.leave.any()
+    assert torch.equal(after.context.candidates, batch.context.candidates)
+
+
+def test_a_world_remembers_as_its_models_were_taught(lasting):
+    """Played page by page, the state is what the models make of the same history at once."""
+    n, steps = 60, 7
+    batch, pages = lasting.arrive(n, seeded(0)), []
+    for step in range(steps):
+        decision = decisions(batch.context, 3, step, empty=0.1)
+        before = batch
+        batch, outcome = lasting.respond(batch, decision, seeded(50 + step))
+        pages.append((before, decision, outcome, batch))
+    for i, model in enumerate(lasting.ensemble.models):
+        own = (pages[0][0].member == i).nonzero().flatten()
+        history = [(batch, decision, outcome) for batch, decision, outcome, _ in pages]
+
+        def laid(pick, own=own, history=history):
+            """Gather something of every page, shopper by shopper: (shoppers x steps, ...)."""
+            return torch.stack([pick(*page)[own] for page in history], 1).flatten(0, 1)
+
+        count = len(own) * steps
+        slots = torch.arange(3).expand(count, 3).flatten()
+        ad = laid(lambda b, d, o: (d.ad[:, None] == torch.arange(3)).float()).flatten()
+        rows = Rows(
+            shopper=laid(lambda b, d, o: b.context.shopper),
+            page=torch.arange(count).repeat_interleave(3),
+            item=laid(lambda b, d, o: d.slate).flatten(),
+            position=slots,
+            affinity=torch.zeros(count * 3),
+            clicked=laid(lambda b, d, o: o.clicked).flatten(),
+            converted=laid(lambda b, d, o: o.converted).flatten(),
+            revenue=laid(lambda b, d, o: o.revenue).flatten(),
+            line=laid(lambda b, d, o: d.copy).flatten(),
+            offer=laid(lambda b, d, o: d.offer).repeat_interleave(3),
+            ad=ad,
+        )
+        time = Timeline(
+            torch.arange(len(own) + 1) * steps,
+            laid(lambda b, d, o: b.state["gap"]),
+            laid(lambda b, d, o: b.state["number"]),
+            *torch.zeros(3, count),
+        )
+        said = predict_rows(model, dataclasses.replace(rows, time=time))
+        click = calibrated(said.click.exp(), lasting.ensemble.calibration[0]).reshape(-1, 3)
+        shown = rows.item.reshape(-1, 3) != EMPTY
+        expected = laid(lambda b, d, o: o.click_probability)
+        torch.testing.assert_close(click[shown], expected[shown], atol=1e-5, rtol=1e-4)
+        _, state = model.memory.run(model.scaled(rows.shopper), model.summary(rows), time)
+        last = pages[-1][3].state["memory"][own]
+        torch.testing.assert_close(last[:, : state.shape[1]], state[steps - 1 :: steps], atol=1e-5, rtol=1e-4)
+        assert not last[:, state.shape[1] :].any()
+
+
+def test_members_answer_apart(lasting):
+    """What one member's shoppers see and do says nothing to another member's."""
+    batch = lasting.arrive(40, seeded(0))
+    decision = decisions(batch.context, 3)
+    after, outcome = lasting.respond(batch, decision, seeded(1))
+    theirs = batch.member == 1
+    slate = torch.where(theirs[:, None], decision.slate.flip(1), decision.slate)
+    after_now, outcome_now = lasting.respond(batch, dataclasses.replace(decision, slate=slate), seeded(1))
+    for name in ("clicked", "click_probability", "converted", "revenue", "leave", "days"):
+        assert torch.equal(getattr(outcome, name)[~theirs], getattr(outcome_now, name)[~theirs]), name
+    assert torch.equal(after.state["memory"][~theirs], after_now.state["memory"][~theirs])
+    assert not torch.equal(after.state["memory"][theirs], after_now.state["memory"][theirs])
+
+
+def test_a_calibration_moves_every_head(lasting):
+    shift = {0: "click_probability", 1: "conversion_probability", 2: "leave", 3: "days"}
+    batch = lasting.arrive(4000, seeded(0))
+    decision = decisions(batch.context, 3)
+
+    def answer(calibration: torch.Tensor) -> dict[str, float]:
+        world = LearnedWorld(lasting.builder, Ensemble(lasting.ensemble.models, calibration), batch.context, 3)
+        outcome = world.respond(batch, decision, seeded(1))[1]
+        found = {name: float(getattr(outcome, name).float().mean()) for name in list(shift.values())[:3]}
+        return found | {"days": float(outcome.days.clamp(max=NEVER)[outcome.leave].mean())}
+
+    plain = lasting.ensemble.calibration
+    base = answer(plain)
+    for head, name in shift.items():
+        moved = plain.clone()
+        moved[head, 0] += 1.0
+        now = answer(moved)
+        assert (now[name] < base[name]) if name == "days" else (now[name] > base[name]), name
+        others = set(shift.values()) - {name} - ({"leave", "days"} if head < 2 else {"days"})
+        assert all(now[other] == base[other] for other in others)
+
+
+@pytest.mark.usefixtures("nothing_global")
+def test_a_journey_is_the_same_for_the_same_seed(lasting):
+    def play(seed: int) -> list[torch.Tensor]:
+        generator = seeded(seed)
+        batch, told = lasting.arrive(50, generator), []
+        for step in range(5):
+            batch, outcome = lasting.respond(batch, decisions(batch.context, 3, step), generator)
+            told += [outcome.clicked, outcome.days, batch.state["memory"]]
+            batch = batch.replaced(outcome.gone, lasting.arrive(50, generator))
+        return told
+
+    one, two, other = play(3), play(3), play(4)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[-1], other[-1])
+
+
+def test_single_impressions_leave_no_trace(world):
+    """As before there was a state: one page, then the shopper is gone."""
+    batch = world.arrive(20, seeded(0))
+    after, outcome = world.respond(batch, Decision(torch.arange(3).expand(20, 3), torch.zeros(20)), seeded(1))
+    assert after is batch
+    assert batch.state == {}
+    assert outcome.gone.all()
+    absent = (outcome.converted, outcome.revenue, outcome.conversion_probability, outcome.leave, outcome.days)
+    assert absent == (None,) * 5
+
+
+def test_parts_that_were_not_decided_are_as_none(lasting):
+    batch = lasting.arrive(100, seeded(0))
+    decision = decisions(batch.context, 3)
+    bare = Decision(decision.slate, decision.log_prob)
+    nothing = torch.zeros(100, dtype=torch.long)
+    none = Decision(decision.slate, decision.log_prob, nothing - 1, nothing, torch.full((100, 3), -1))
+    one, other, full = (lasting.respond(batch, d, seeded(1))[1].click_probability for d in (bare, none, decision))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, full)
+
+
+# Days until the return
+
+
+def hazards(seed: int) -> torch.Tensor:
+    return torch.rand(1, len(EDGES), generator=seeded(seed)) * 0.3
+
+
+def chance(hazard: torch.Tensor, day: int) -> float:
+    """Return P(back on a day) by the likelihood that models are fitted with."""
+    passed, came = days_at_risk(torch.tensor([float(day)]), torch.tensor([1.0]))
+    return math.exp(float((passed * torch.log1p(-hazard) + came * hazard.log()).sum()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_days_are_drawn_as_the_hazard_says(seed):
+    hazard, n = hazards(seed), 200_000
+    days = draw_days(hazard.expand(n, -1), torch.rand(n, generator=seeded(seed)))
+    for day in (0, 1, 2, 5, 9, 10, 11, 12, 13, 14, 16):
+        p = chance(hazard, day)
+        assert float((days == day).float().mean()) == pytest.approx(p, abs=4 * math.sqrt(p / n) + 1e-5), day
+
+
+@given(seed=st.integers(0, 50), uniform=st.floats(0, 1 - 2**-20))
+def test_a_draw_is_the_inverse_of_the_distribution(seed, uniform):
+    hazard = hazards(seed)
+    day = float(draw_days(hazard, torch.tensor([uniform])))
+    below = sum(chance(hazard, d) for d in range(int(min(day, 400))))
+    assert below <= uniform + 1e-5
+    if day < math.inf:
+        assert uniform <= below + chance(hazard, int(day)) + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("hazard", "uniform", "day"),
+    [
+        (1.0, 0.0, 0),
+        (1.0, 0.999, 0),
+        (0.5, 0.0, 0),
+        (0.5, 0.49, 0),
+        (0.5, 0.51, 1),
+        (0.5, 0.76, 2),
+        (0.0, 0.5, math.inf),
+        (0.0, 0.999999, math.inf),
+        (1e-4, 0.5, math.inf),  # half have not come back after 6,931 days
+        (1e-4, 0.01, 100),
+        (0.01, 0.99, math.inf),  # the hundredth that comes after 458 days
+    ],
+)
+def test_days_by_hand(hazard, uniform, day):
+    assert float(draw_days(torch.full((1, len(EDGES)), hazard), torch.tensor([uniform]))) == day
+
+
+def test_beyond_a_year_nobody_is_waited_for():
+    hazard = torch.full((1, len(EDGES)), 0.004)
+    uniform = torch.linspace(0, 0.999, 2000)
+    days = draw_days(hazard.expand(2000, -1), uniform)
+    assert days[~days.isinf()].max() == NEVER
+    assert (days.isinf() == (uniform > 1 - 0.996 ** (NEVER + 1))).float().mean() > 0.999

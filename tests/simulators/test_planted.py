@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hawker.shop.context import ContextBuilder
-from hawker.shop.decision import EMPTY
+from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.logs import feature_columns, read_logs
 from hawker.simulators.config import PlantedEffects
 from hawker.simulators.planted import PlantedWorld
@@ -131,3 +131,12 @@ def test_the_seed_decides_every_effect():
     one, two, other = (every_attraction(world_with(PlantedEffects(), seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(one, two)
     assert not torch.isclose(one.mean(0), other.mean(0)).any()
+
+
+def test_a_visit_is_one_page_and_leaves_its_shopper_as_they_came():
+    world = small_world()
+    shoppers = world.arrive(10, torch.Generator().manual_seed(0))
+    decision = Decision(torch.tensor([[4, 0, EMPTY]]).expand(10, 3), torch.zeros(10))
+    after, outcome = world.respond(shoppers, decision, torch.Generator().manual_seed(1))
+    assert after is shoppers
+    assert outcome.gone.all()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.errors import InputError
-from hawker.simulators.split import bootstrap_rows, later_rows, shopper_codes, three_way
+from hawker.simulators.split import bootstrap_shoppers, later_rows, shopper_codes, three_way
 
 SHARES = (0.6, 0.2, 0.2)
 
@@ -91,7 +91,7 @@ def test_later_rows_are_the_last_in_time_also_where_times_are_equal():
 
 def test_bootstrap_draws_shoppers_whole():
     shopper = np.random.default_rng(1).integers(0, 40, 500)
-    drawn, left_out = bootstrap_rows(log([f"s{i}" for i in shopper]), np.random.default_rng(0))
+    drawn, left_out = bootstrap_shoppers(shopper_codes(log([f"s{i}" for i in shopper])), np.random.default_rng(0))
     times = np.bincount(drawn, minlength=500)
     assert (pd.Series(times).groupby(shopper).nunique() == 1).all()
     assert times[np.unique(shopper, return_index=True)[1]].sum() == 40, "as many shoppers as there are"
@@ -99,10 +99,24 @@ def test_bootstrap_draws_shoppers_whole():
 
 
 def test_bootstrap_draws_rows_where_shoppers_are_unknown():
-    drawn, left_out = bootstrap_rows(log([None] * 10_000), np.random.default_rng(0))
+    owner = shopper_codes(log([None] * 10_000))
+    drawn, left_out = bootstrap_shoppers(owner, np.random.default_rng(0))
     assert len(drawn) == 10_000
     assert not set(drawn) & set(left_out)
     assert len(set(drawn)) + len(left_out) == 10_000
     assert len(left_out) / 10_000 == pytest.approx(np.exp(-1), abs=0.015)
-    again = bootstrap_rows(log([None] * 10_000), np.random.default_rng(0))
-    assert np.array_equal(drawn, again[0])
+    assert np.array_equal(drawn, bootstrap_shoppers(owner, np.random.default_rng(0))[0])
+
+
+def test_bootstrap_of_one_shopper_leaves_nobody_out():
+    drawn, left_out = bootstrap_shoppers(np.zeros(3, np.int64), np.random.default_rng(0))
+    assert (drawn.tolist(), left_out.tolist()) == ([0, 1, 2], [])
+
+
+def test_timelines_are_drawn_as_their_shoppers_are():
+    """Units of a log with a timeline are shoppers, in whatever order their owners' codes stand."""
+    owner = np.array([4, 0, 2, 1, 3])
+    drawn, left_out = bootstrap_shoppers(owner, np.random.default_rng(0))
+    times = np.bincount(np.random.default_rng(0).integers(5, size=5), minlength=5)
+    assert np.bincount(drawn, minlength=5).tolist() == times[owner].tolist()
+    assert set(left_out) == {unit for unit, who in enumerate(owner) if times[who] == 0}

@@ -2,13 +2,16 @@
 
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from hawker.shop.artefacts import read_json, write_directory, write_json
+from hawker.shop.decision import Decision
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
+from hawker.simulators.shopper import HEADS
 from hawker.simulators.store import load_shoppers, require_impressions
 
 CPU = torch.device("cpu")
@@ -47,6 +50,58 @@ def test_what_is_read_back_answers_as_what_was_written(fitted, shoppers, tmp_pat
         )
 
 
+def test_shoppers_who_come_back_are_read_back_whole(regulars, tmp_path):
+    """Lines, candidates, every head and its calibration."""
+    _, shoppers, _ = regulars
+    with write_directory(tmp_path / "again", "shoppers") as scratch:
+        shoppers.save(scratch)
+    again = load_shoppers(tmp_path / "again", CPU)
+    assert again.lines.texts == shoppers.lines.texts == ("big sale today", "last ones left", "made by hand")
+    assert np.array_equal(again.lines.scaled, shoppers.lines.scaled)
+    for role in ("train", "judge"):
+        one, other = shoppers.ensembles[role], again.ensembles[role]
+        assert one.models[0].recorded == other.models[0].recorded
+        assert other.calibration.shape == (len(HEADS), 2)
+        weights, same = one.state_dict(), other.state_dict()
+        assert weights.keys() == same.keys()
+        assert all(torch.equal(value, same[name]) for name, value in weights.items())
+        answers = []
+        for world in (shoppers.world(role), again.world(role)):
+            generator = torch.Generator().manual_seed(0)
+            batch = world.arrive(100, generator)
+            assert batch.context.candidates.shape == (100, 8)
+            for _ in range(4):
+                slate = batch.context.candidates[:, :3]
+                copy, tier = torch.arange(3).expand(100, 3), torch.full((100,), 2)
+                decision = Decision(slate, torch.zeros(100), tier, tier, copy)
+                batch, outcome = world.respond(batch, decision, generator)
+            answers.append((outcome, batch))
+        (outcome, batch), (outcome_again, batch_again) = answers
+        for name in ("clicked", "click_probability", "converted", "revenue", "leave", "days", "gone"):
+            assert torch.equal(getattr(outcome, name), getattr(outcome_again, name)), name
+        assert torch.equal(batch.state["memory"], batch_again.state["memory"])
+
+
+def test_lines_stand_in_a_file_of_their_own(regulars):
+    assert {path.name for path in (regulars[0] / "shoppers").iterdir()} == {
+        *FILES,
+        "lines.safetensors",
+        "checksums.json",
+    }
+
+
+def test_arrivals_keep_the_candidates_of_their_page(regulars, journeys):
+    """The candidates of a logged page, not of the whole catalog."""
+    _, shoppers, _ = regulars
+    train = shoppers.read_part("train").drop_duplicates("shopper_id")
+    known = journeys[2].set_index(["visit_id", "page"])["candidates"]
+    arrivals = shoppers.arrivals["train"]
+    assert len(arrivals.shopper) == len(train) == 48
+    for row, key in enumerate(train[["visit_id", "page"]].itertuples(index=False, name=None)):
+        ids = [f"item-{i}" for i in arrivals.candidates[row][arrivals.mask[row]].tolist()]
+        assert ids == known[key]
+
+
 def test_every_file_is_accounted_for(fitted):
     assert {path.name for path in (fitted[0] / "shoppers").iterdir()} == {*FILES, "checksums.json"}
 
@@ -76,6 +131,10 @@ def test_a_missing_file_is_refused(copy, name):
         ({"builder": {}}, "not a feature schema"),
         ({"config": {"memebers": 2}}, "unknown option 'memebers'; did you mean 'members'?"),
         ({"config": {"members": 3}}, "not shoppers of this version; got"),
+        ({"recorded": {}}, "not shoppers of this version; got"),
+        ({"recorded": {"train": {"row": 1}, "judge": {}}}, "not shoppers of this version; got"),
+        ({"recorded": {"train": {"timeline": True}, "judge": {}}}, "not shoppers of this version; got"),
+        ({"lines": {"texts": ["a"], "scale": 1.0}}, "not shoppers of this version; got"),
         (None, "not shoppers of this version; got"),
     ],
 )

@@ -1,0 +1,51 @@
+"""Recalibration of an ensemble: log-odds z become a + b z, head by head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hawker.simulators.shopper import calibrated, log_odds
+
+
+def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | None = None) -> Tensor:
+    """Return a and b of log-odds z -> a + b z, fitted to the mean of the members' probabilities.
+
+    The level at the mean z and the slope b have Gaussian priors around no change, with standard deviations 0.1 and
+    0.25: they weigh as much as a hundred clicks or fewer, so that ten clicks can neither move the click rate by half
+    nor turn a model's ranking around.
+
+    Args:
+        raw: The members' probabilities of some events, shape (M, n).
+        happened: 1 where the event happened, 0 where not, shape (n,).
+        unseen: 1 where a member has not learned from an event, shape (M, n).
+        times: How often each event counts, shape (n,); None for once.
+    """
+    usable = unseen.sum(0) > 0
+    times = torch.ones_like(happened) if times is None else times
+    usable &= times > 0
+    raw, happened, times = raw[:, usable].double(), happened[usable].double(), times[usable].double()
+    weight = unseen[:, usable].double() / unseen[:, usable].sum(0)
+    # In single precision a line search can overflow where predictions are certain.
+    identity = torch.tensor([0.0, 1.0], device=raw.device, dtype=raw.dtype)
+    if not len(happened):
+        return identity.float()
+    total = times.sum()
+    mean = (log_odds(raw) * times).sum() / (total * len(raw))
+    scale = torch.tensor([0.1, 0.25], device=raw.device, dtype=raw.dtype)
+    change = torch.zeros(2, device=raw.device, dtype=raw.dtype, requires_grad=True)  # level, slope
+    optimizer = torch.optim.LBFGS([change], max_iter=100, line_search_fn="strong_wolfe")
+
+    def calibration() -> Tensor:
+        return torch.stack([change[0] - change[1] * mean, 1.0 + change[1]])
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        p = (calibrated(raw, calibration()) * weight).sum(0).clamp(1e-9, 1 - 1e-6)
+        loss = -(times * (happened * p.log() + (1 - happened) * torch.log1p(-p))).sum() / total
+        loss = loss + (change / scale).square().sum() / (2 * total)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (calibration().detach() if bool(torch.isfinite(change).all()) else identity).float()

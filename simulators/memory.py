@@ -1,0 +1,244 @@
+"""What a shopper carries from page to page and from visit to visit, and when they come back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hawker.shop.context import ContextBuilder
+from hawker.shop.decision import EMPTY
+from hawker.simulators.layers import Gru, Linear
+from hawker.simulators.rows import Rows, Timeline
+
+EDGES = (*range(11), 12, 14, 17, 21, 26, 32, 40, 50, 64)
+"""First day of each interval of the return hazard; the last one has no end."""
+
+
+class Memory(nn.Module):
+    """What is carried from page to page: a gated recurrent unit, running sums of surprises, and counts.
+
+    The unit (Cho et al. 2014, arXiv 1406.1078) reads which items were shown, clicked and bought, under which lines of
+    copy and offers, whether one was an ad, and how long ago the page before was. Surprises are clicks minus what was
+    expected of anybody with these features, times the tastes of what was shown: the gradient of the log-likelihood in
+    the shopper's own tastes, slowly forgotten, as in score-driven models (Creal, Koopman, Lucas 2013, Journal of
+    Applied Econometrics 28 (5)). Moods are running sums too, of what a linear layer makes of each page; both fade page
+    by page and day by day. Counts are of visits, days and pages.
+
+    Attributes:
+        hidden: Entries of what is carried, H.
+        readable_width: Entries of its readable form, R.
+    """
+
+    def __init__(
+        self, builder: ContextBuilder, line_width: int, offers: int, size: int, width: int, surprises: int
+    ) -> None:
+        """Build an unfilled memory with a unit of ``width`` and ``surprises`` running sums."""
+        super().__init__()
+        rank, n_items = 16, len(builder.catalog)
+        self.rank, self.offers, self.lines = rank, offers, line_width > 0
+        self.width, self.surprises, self.sums = width, surprises, surprises + MOODS
+        self.hidden = width + self.sums + COUNTS
+        self.readable_width = width + 2 * surprises + MOODS + COUNTS
+        self.item = Linear(builder.catalog.width, rank, bias=False)
+        self.own_item = nn.Embedding.from_pretrained(torch.zeros(n_items, rank), freeze=False)
+        self.line = Linear(line_width, rank) if line_width else None
+        self.look = nn.Parameter(torch.zeros(size))  # how much an exposure at a position counts
+        summary = 3 * rank + 7 + 2 * offers + (3 * rank if line_width else 0)
+        self.read = Linear(summary + surprises + CLOCK, 2 * width)
+        self.gru = Gru(2 * width, width, batch_first=True)
+        self.starts = Linear(builder.shopper.width, width)
+        self.mood = Linear(summary + surprises, MOODS)
+        # Logarithms of the rates at which sums fade, by page and by day; the moods start at several speeds.
+        speeds = torch.linspace(-5.0, -2.0, MOODS)
+        self.fade_page = nn.Parameter(torch.cat([torch.full((surprises,), -4.0), speeds]))
+        self.fade_day = nn.Parameter(torch.cat([torch.full((surprises,), -5.0), speeds]))
+        self.tell = nn.Sequential(Linear(self.readable_width + CLOCK, 32), nn.ELU(), Linear(32, TOLD))
+
+    def start(self, shopper: Tensor) -> Tensor:
+        """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""
+        state: Tensor = self.starts(shopper)
+        return nn.functional.pad(state.tanh(), (0, self.sums + COUNTS))
+
+    def readable(self, carried: Tensor) -> Tensor:
+        """Return what is carried (B, H) in a form for layers to read, shape (B, R)."""
+        unit, surprises, moods, counts = carried.split([self.width, self.surprises, MOODS, COUNTS], 1)
+        visits, days, pages = counts.unbind(1)
+        mean = surprises / (2.0 + pages[:, None] / 8.0)
+        rate = (visits + 0.5).log() - (days + 7.0).log()
+        totals = torch.stack([visits.log1p() / 2.0, days.log1p() / 3.0, rate / 2.0], 1)
+        return torch.cat([unit, surprises / 4.0, mean, moods, totals], 1)
+
+    def _added(self, summary: Tensor) -> Tensor:
+        """Return what pages add to the running sums, shape (P, sums)."""
+        return torch.cat([summary[:, -self.surprises :], self.mood(summary)], 1)
+
+    def _fading(self, gap: Tensor) -> Tensor:
+        """Return the logarithm of what is left of the sums at a page, from days since the one before: (P, sums)."""
+        return -self.fade_page.exp() - self.fade_day.exp() * gap[:, None]
+
+    def before(self, carried: Tensor, clock: Tensor | None) -> Tensor:
+        """Return what the heads see before a page, shape (B, TOLD).
+
+        Args:
+            carried: What is carried from the page before, shape (B, H).
+            clock: The clock of this page, shape (B, CLOCK); None for the first page of new shoppers.
+        """
+        if clock is None:
+            clock = clock_of(carried.new_zeros(len(carried)), carried.new_zeros(len(carried)))
+        told: Tensor = self.tell(torch.cat([self.readable(carried), clock], 1))
+        return told
+
+    def after(self, carried: Tensor, gap: Tensor, number: Tensor, summary: Tensor) -> Tensor:
+        """Return what is carried on from a page, shape (B, H).
+
+        Args:
+            carried: What was carried to it, shape (B, H).
+            gap: Days since the page before, shape (B,).
+            number: Its number within its visit, shape (B,).
+            summary: What ``ShopperModel.summary`` returned of it, shape (B, width).
+        """
+        unit, sums, counts = carried.split([self.width, self.sums, COUNTS], 1)
+        read = nn.functional.elu(self.read(torch.cat([summary, clock_of(gap, number)], 1)))
+        unit = self.gru(read[:, None], unit[None].contiguous())[0][:, 0]
+        sums = sums * self._fading(gap).exp() + self._added(summary)
+        return torch.cat([unit, sums, counts + _count(gap, number)], 1)
+
+    def summary(self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None) -> Tensor:
+        """Return what the unit reads of pages that were answered, surprises left out, shape (P, width)."""
+        own = self.own_item.weight if keep_own is None else self.own_item.weight * keep_own[:, None]
+        items = (self.item(item_vectors) + own)[rows.item.clamp(min=0)]
+        shown = (rows.item != EMPTY).float()
+        look = self.look.sigmoid()[rows.position] * shown
+        zero = torch.zeros_like(rows.clicked)
+        bought = zero if rows.converted is None else rows.converted.nan_to_num()
+        earned = zero if rows.revenue is None else rows.revenue.nan_to_num().clamp(min=0.0).log1p()
+        ad = zero if rows.ad is None else rows.ad
+        tier = zero.long() if rows.offer is None else rows.offer
+        offer = nn.functional.one_hot(tier, self.offers).to(items.dtype)
+        parts = [items * look[:, None] / 4, items * rows.clicked[:, None], items * bought[:, None]]
+        if self.line is not None and rows.line is not None and line_vectors is not None:
+            said = self.line(line_vectors)[rows.line.clamp(min=0)] * ((rows.line >= 0) & (shown > 0))[:, None]
+            free = (tier == 0).to(items.dtype)
+            parts += [said * look[:, None] / 4, said * rows.clicked[:, None], said * (rows.clicked * free)[:, None]]
+        elif self.lines:
+            parts.append(items.new_zeros(len(items), 3 * self.rank))
+        counts = (look / 4, shown / 8, rows.clicked, bought, earned / 4, ad, ad * rows.clicked)
+        parts += [torch.stack(counts, 1), offer * shown[:, None] / 8, offer * rows.clicked[:, None]]
+        values = torch.cat(parts, 1)
+        return values.new_zeros(len(rows.shopper), values.shape[1]).index_add(0, rows.page, values)
+
+    def run(self, shopper: Tensor, summary: Tensor, time: Timeline) -> tuple[Tensor, Tensor]:
+        """Return what the heads see before each page (P, TOLD) and what is carried on from it (P, H).
+
+        Args:
+            shopper: Scaled features of each page's shopper, shape (P, D).
+            summary: What ``ShopperModel.summary`` returned, shape (P, width).
+            time: How the pages follow each other.
+        """
+        count = time.first[1:] - time.first[:-1]
+        longest, n = int(count.max()), len(time)
+        who = torch.repeat_interleave(torch.arange(n, device=count.device), count)
+        place = who * longest + torch.arange(len(who), device=count.device) - time.first[:-1][who]
+
+        def laid(values: Tensor) -> Tensor:
+            empty = values.new_zeros(n * longest, values.shape[1])
+            return empty.index_copy(0, place, values).reshape(n, longest, -1)
+
+        clock = clock_of(time.gap, time.number)
+        read = nn.functional.elu(self.read(torch.cat([summary, clock], 1)))
+        begin = self.start(shopper[time.first[:-1]])
+        unit, _ = self.gru(laid(read), begin[None, :, : self.width].contiguous())
+        sums = leaky_sums(laid(self._added(summary)), laid(self._fading(time.gap)))
+        counts = laid(_count(time.gap, time.number)).cumsum(1)
+        carried = torch.cat([unit, sums, counts], 2)
+        previous = torch.cat([begin[:, None], carried[:, :-1]], 1).reshape(n * longest, -1)[place]
+        return self.before(previous, clock), carried.reshape(n * longest, -1)[place]
+
+
+TOLD = 12
+"""Entries of what the heads see: fewer than are carried, so that a head cannot learn histories by heart."""
+
+COUNTS = 3
+"""Counts that are carried: visits, days and pages."""
+
+CLOCK = 5
+"""Entries of a clock."""
+
+MOODS = 8
+"""Running sums of what a linear layer makes of pages."""
+
+_BLOCK = 32  # pages whose sums are taken at once
+
+
+def leaky_sums(values: Tensor, log_keep: Tensor) -> Tensor:
+    """Return a_t = exp(log_keep_t) a_(t-1) + values_t along the second axis; all shapes (n, T, S)."""
+    total, sums = values.new_zeros(values.shape[0], values.shape[2]), []
+    for block, keep in zip(values.split(_BLOCK, 1), log_keep.split(_BLOCK, 1), strict=True):
+        since = keep.cumsum(1)
+        earlier = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool, device=values.device).tril()
+        lag = (since[:, :, None] - since[:, None]).masked_fill(~earlier[:, :, None], -torch.inf)
+        sums.append((lag.exp() * block[:, None]).sum(2) + since.exp() * total[:, None])
+        total = sums[-1][:, -1]
+    return torch.cat(sums, 1)
+
+
+def _count(gap: Tensor, number: Tensor) -> Tensor:
+    return torch.stack([(number == 0).to(gap.dtype), gap, torch.ones_like(gap)], 1)
+
+
+def clock_of(gap: Tensor, number: Tensor) -> Tensor:
+    """Return days since the page before (B,) and the page's number within its visit (B,) as features (B, CLOCK)."""
+    opens = (number == 0).to(gap.dtype)
+    short, long = 1.0 - torch.exp(-gap / 3.0), 1.0 - torch.exp(-gap / 14.0)
+    return torch.stack([opens, gap.log1p() / 3.0, short, long, number.log1p()], 1)
+
+
+class Leave(nn.Module):
+    """Whether a visit ends with a page: a linear layer and a small one with a hidden layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shift = Linear(width, 1)
+        self.body = nn.Sequential(Linear(width, 16), nn.Tanh(), Linear(16, 1))
+
+    def forward(self, readable: Tensor) -> Tensor:
+        """Return the log-odds that the visit ends: (B, R + 1) to (B, 1)."""
+        odds: Tensor = self.shift(readable) + self.body(readable)
+        return odds
+
+
+class Return(nn.Module):
+    """The days until the next visit: a hazard for each day, constant within the intervals of ``EDGES``.
+
+    A shopper's hazard is the mean one with a shift on the log-odds that is the same for all days, and small ones that
+    are not.
+
+    References:
+        Discrete-time survival: Singer and Willett (1993), It's About Time, Journal of Educational Statistics 18 (2).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.full((len(EDGES),), -2.0))
+        self.shift = Linear(width, 1)
+        self.body = nn.Sequential(Linear(width, 16), nn.Tanh(), Linear(16, len(EDGES)))
+
+    def forward(self, readable: Tensor) -> Tensor:
+        """Return the log-odds of returning on a day of each interval, if not before: (B, R) to (B, len(EDGES))."""
+        odds: Tensor = self.level + self.shift(readable) + self.body(readable)
+        return odds
+
+
+def days_at_risk(wait: Tensor, returned: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each interval how many days passed in it without a return and whether one came: both (B, len(EDGES)).
+
+    Args:
+        wait: Whole days until the return, or that were waited for one in vain, shape (B,).
+        returned: 1 where there was a return, shape (B,). In vain means that the day itself has not ended: it is not
+            counted.
+    """
+    edges = torch.tensor(EDGES, device=wait.device, dtype=wait.dtype)
+    ends = torch.cat([edges[1:], edges.new_full((1,), torch.inf)])
+    passed = (wait[:, None].clamp(max=1e6) - edges).clamp(min=0.0).minimum(ends - edges)
+    came = ((wait[:, None] >= edges) & (wait[:, None] < ends)).to(wait.dtype) * returned[:, None]
+    return passed, came

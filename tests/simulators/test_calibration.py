@@ -1,0 +1,91 @@
+"""Recalibration against truths of which the right answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from hawker.simulators.calibration import calibrate
+
+
+def two_items(n: int, odds: tuple[float, float], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which of two items each of n rows shows and whether it was clicked, with these log-odds."""
+    generator = torch.Generator().manual_seed(seed)
+    item = torch.randint(2, (n,), generator=generator)
+    probability = torch.tensor(odds).sigmoid()[item]
+    return item, (torch.rand(n, generator=generator) < probability).float()
+
+
+def said(item: torch.Tensor, *odds: tuple[float, float]) -> torch.Tensor:
+    """Return what members say who give the two items these log-odds, shape (M, n)."""
+    return torch.stack([torch.tensor(pair).sigmoid()[item] for pair in odds])
+
+
+def test_members_that_exaggerate_are_calibrated():
+    # They say 0 -/+ 2 where the truth is -1.5 -/+ 1: slope 0.5, intercept -1.5.
+    item, clicked = two_items(100_000, (-2.5, -0.5))
+    calibration = calibrate(said(item, (-2.0, 2.0)), clicked, torch.ones(1, len(item), dtype=torch.bool))
+    assert calibration.tolist() == pytest.approx([-1.5, 0.5], abs=0.04)
+    assert calibration.dtype == torch.float32
+
+
+def test_only_members_that_have_not_seen_a_row_calibrate_on_it():
+    item, clicked = two_items(20_000, (-2.0, 0.0))
+    unseen = torch.stack([torch.ones(len(item)), torch.zeros(len(item))])
+    both = calibrate(said(item, (-2.0, 0.0), (-6.0, -6.0)), clicked, unseen)  # the second has seen everything
+    assert both.tolist() == pytest.approx([0.0, 1.0], abs=0.06)
+    raw = said(item, (-2.0, 0.0))
+    half = torch.arange(len(item)) < 10_000  # the rows that nobody may judge do not count
+    expected = calibrate(raw[:, half], clicked[half], torch.ones(1, 10_000))
+    torch.testing.assert_close(calibrate(raw, clicked, half[None].float()), expected)
+
+
+@pytest.mark.parametrize(("contrary", "least", "most"), [(3, 0.9, 1.05), (10, 0.5, 0.7)])
+def test_ten_clicks_hardly_move_a_calibration(contrary, least, most):
+    """Of ten clicks the item thought worse should get three; even if it gets all, the ranking stands."""
+    item = torch.arange(1000) % 2
+    base = math.log(0.01 / 0.99)
+    clicked = torch.zeros(1000)
+    clicked[0 : 2 * contrary : 2] = clicked[1 : 2 * (10 - contrary) : 2] = 1.0
+    assert clicked.sum() == 10
+    odds = (base - 0.5, base + 0.5)
+    intercept, slope = calibrate(said(item, odds), clicked, torch.ones(1, 1000)).tolist()
+    assert least < slope < most
+    rate = float((intercept + slope * torch.tensor(odds)).sigmoid().mean())
+    assert rate == pytest.approx(0.01, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("odds", "clicked"),
+    [((-200.0, 200.0), [1, 0]), ((-200.0, 200.0), [0, 1]), ((-300.0, -300.0), [1, 1]), ((300.0, 300.0), [0, 0])],
+)
+def test_calibration_of_certain_predictions_stays_finite(odds, clicked):
+    item = torch.tensor([0, 1] * 50)
+    assert torch.isfinite(calibrate(said(item, odds), torch.tensor(clicked * 50).float(), torch.ones(1, 100))).all()
+
+
+def test_without_rows_to_calibrate_on_nothing_changes():
+    raw, clicked = torch.full((1, 10), 0.3), torch.ones(10)
+    assert calibrate(raw, clicked, torch.zeros(1, 10)).tolist() == [0.0, 1.0]
+    assert calibrate(raw, clicked, torch.ones(1, 10), torch.zeros(10)).tolist() == [0.0, 1.0]
+    assert calibrate(raw[:, :0], clicked[:0], torch.zeros(1, 0)).tolist() == [0.0, 1.0]
+
+
+def test_an_event_may_count_several_times():
+    """Days that passed without a return come as one event each, with their number."""
+    item, clicked = two_items(400, (-2.0, 0.5))
+    times = torch.randint(4, (400,), generator=torch.Generator().manual_seed(2))
+    raw = said(item, (-1.0, 1.0), (-1.5, 0.0))
+    unseen = (torch.rand(2, 400, generator=torch.Generator().manual_seed(3)) < 0.7).float()
+    again = torch.repeat_interleave(torch.arange(400), times)
+    expected = calibrate(raw[:, again], clicked[again], unseen[:, again])
+    torch.testing.assert_close(calibrate(raw, clicked, unseen, times.float()), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_who_waits_long_is_weighed_by_days():
+    """A hazard of 10% a day, seen as 9 days passed for each return, is told from one of 50%."""
+    raw = torch.full((1, 200), 0.5)
+    happened = torch.tensor([0.0, 1.0]).repeat(100)
+    times = torch.tensor([9.0, 1.0]).repeat(100) * 100
+    intercept = calibrate(raw, happened, torch.ones(1, 200), times)[0]
+    assert float(intercept.sigmoid()) == pytest.approx(0.1, rel=0.03)
