@@ -185,6 +185,8 @@ class LogsSimulate:
 class Fit:
     """Learn shoppers from logs and print how far they can be believed.
 
+    Where the logs have events and no impressions, only when shoppers come back is learned.
+
     Args:
         logs: The logs directory.
         out: Where the shoppers go: RUN/shoppers.
@@ -198,15 +200,17 @@ class Fit:
 
     def run(self) -> None:
         """Fit the shoppers."""
-        from hawker.app.reports import print_fidelity
+        from hawker.app.reports import print_fidelity, print_returns
         from hawker.shop.devices import choose_threads
         from hawker.simulators.fit import fit
+        from hawker.simulators.fit_events import events_alone, fit_events
 
         choose_threads()
+        alone = events_alone(self.logs)
         with console().status("fitting") as status:
-            _, report = fit(self.logs, self.out, self.fitting, status.update)
-        print_fidelity(report)
-        say(f"shoppers: {self.out}")
+            _, report = (fit_events if alone else fit)(self.logs, self.out, self.fitting, status.update)
+        (print_returns if alone else print_fidelity)(report)
+        say(f"{'return model' if alone else 'shoppers'}: {self.out}")
         _write(self.json, report)
 
 

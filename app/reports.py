@@ -23,6 +23,23 @@ def print_fidelity(report: dict[str, Any]) -> None:
         console().print(f"- {head}: {state}")
 
 
+def print_returns(report: dict[str, Any]) -> None:
+    """Print how far a model of when shoppers come back can be believed."""
+    record, held_out = report["record"], report["held_out"]
+    rows = [
+        ("shoppers", f"{record['shoppers']:,}"),
+        (f"days with a {record['event']}", f"{record['events']:,}"),
+        (f"periods of {record['period_days']} days", f"{record['periods']:,}"),
+        ("held out, periods", f"{held_out['periods']:,}"),
+        ("held out, from", held_out["from"][:10]),
+        ("shoppers known before", f"{held_out['shoppers']:,}"),
+    ]
+    console().print(text_table("The log", ("what", "count"), rows, right=(1,)))
+    console().print(figure_table("Forecasts of a time that no model has seen", report["figures"]))
+    for head, state in report["heads"].items():
+        console().print(f"- {head}: {state}")
+
+
 def print_ope(report: dict[str, Any]) -> None:
     """Print off-policy estimates, a row per strategy and estimator, and what refuses them."""
     rows = []

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +19,17 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy.special import hyp2f1
-from scipy.stats import rankdata
 
-from hawker.shop.figures import Figure, figure
+from hawker.shop.figures import Figure
 from hawker.shop.importers import import_cdnow, shipped
 from hawker.simulators.histories import Histories
 from hawker.simulators.returning import ReturnConfig, fit_returns
-
-FloatArray = npt.NDArray[np.float64]
+from hawker.simulators.scoring import UNITS, FloatArray, bootstrap_figures, score
 
 START, CUT, END = (pd.Timestamp(day, tz="UTC") for day in ("1997-01-01", "1997-10-01", "1998-07-01"))
 WEEK = 7
 HOLDOUT_WEEKS = 39
 REPLICATES = 1000
-UNITS = {"rmse": "purchases", "auc": "probability", "ece": "probability", "bias": "ratio"}
 
 
 class Purchases(NamedTuple):
@@ -109,33 +107,6 @@ def forecast_bgnbd(days: Histories, weeks: float, model: BgNbd = PUBLISHED) -> t
     return model.forecast(repeats, recency, age, weeks)
 
 
-def auc(chance: FloatArray, happened: npt.NDArray[np.bool_]) -> float:
-    """Return the probability that a customer who bought was ranked above one who did not; NaN without both."""
-    positive = int(happened.sum())
-    negative = len(happened) - positive
-    if positive == 0 or negative == 0:
-        return float("nan")
-    return float((rankdata(chance)[happened].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def calibration_error(chance: FloatArray, happened: npt.NDArray[np.bool_]) -> float:
-    """Return the mean of |mean chance - share that happened| over deciles of the chance, weighted by their sizes."""
-    edges = np.unique(np.quantile(chance, np.linspace(0, 1, 11)))
-    decile = np.clip(np.searchsorted(edges, chance, side="left") - 1, 0, max(len(edges) - 2, 0))
-    return float(np.abs(np.bincount(decile, chance) - np.bincount(decile, happened)).sum() / len(chance))
-
-
-def score(expected: FloatArray, chance: FloatArray, bought: FloatArray) -> dict[str, float]:
-    """Return rmse (purchases), auc, ece (calibration error) and bias (total forecast / total bought - 1)."""
-    happened = bought > 0
-    return {
-        "rmse": float(np.sqrt(np.mean((expected - bought) ** 2))),
-        "auc": auc(chance, happened),
-        "ece": calibration_error(chance, happened),
-        "bias": float(expected.sum() / bought.sum() - 1) if bought.any() else float("nan"),
-    }
-
-
 def cdnow_figures(
     seeds: Sequence[int],
     config: ReturnConfig,
@@ -195,20 +166,13 @@ def _figures(
     generator: np.random.Generator,
     replicates: int,
 ) -> dict[str, Figure]:
-    """Return the figures with basic bootstrap intervals.
-
-    A sample drawn with replacement looks worse calibrated than the customers it was drawn from; the basic interval
-    (twice the value less the quantiles) takes that off, where percentiles would double it.
-    """
-    rows = np.arange(len(bought))
-    value = _scores(forecasts, reference, bought, rows)
-    drawn = [_scores(forecasts, reference, bought, generator.choice(rows, len(rows))) for _ in range(replicates)]
-    figures = {}
-    for name, unit in UNITS.items():
-        for key in (f"cdnow.{name}", f"cdnow.bgnbd.{name}", f"cdnow.{name}_minus_bgnbd"):
-            low, high = 2 * value[key] - np.quantile([one[key] for one in drawn], [0.975, 0.025])
-            figures[key] = figure(value[key], low, high, len(bought), unit)
-    return figures
+    keys = {
+        key: unit
+        for name, unit in UNITS.items()
+        for key in (f"cdnow.{name}", f"cdnow.bgnbd.{name}", f"cdnow.{name}_minus_bgnbd")
+    }
+    scores = partial(_scores, forecasts, reference, bought)
+    return bootstrap_figures(scores, keys, len(bought), generator, replicates)
 
 
 def _scores(

@@ -325,7 +325,7 @@ def predict_pages(ensemble: Ensemble, rows: Rows, pages: Tensor, decision: Decis
     found = []
     for model in ensemble.models:
         person = people(model, rows)[pages].repeat_interleave(times, 0)
-        found.append(calibrated(model.log_click(person, shown).exp(), ensemble.calibration[0]))
+        found.append(calibrated(model.log_click(model.log_odds(person, shown), shown).exp(), ensemble.calibration[0]))
     return torch.stack(found).reshape(len(found), *decision.slate.shape)
 
 

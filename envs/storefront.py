@@ -30,20 +30,20 @@ LIMIT = 1e30
 
 def observation_space(world: World) -> spaces.Space[Any]:
     """Return the space of one shopper's context; see the environments' docstrings."""
-    n_items, width = len(world.builder.catalog), world.builder.shopper.width
+    n_items, choices, width = len(world.builder.catalog), world.choices, world.builder.shopper.width
     return spaces.Dict(
         {
             "shopper": spaces.Box(-LIMIT, LIMIT, (width,), np.float32),
-            "candidates": spaces.Box(0, max(n_items - 1, 0), (n_items,), np.int64),
-            "mask": spaces.MultiBinary(n_items),
-            "affinity": spaces.Box(-LIMIT, LIMIT, (n_items,), np.float32),
+            "candidates": spaces.Box(0, max(n_items - 1, 0), (choices,), np.int64),
+            "mask": spaces.MultiBinary(choices),
+            "affinity": spaces.Box(-LIMIT, LIMIT, (choices,), np.float32),
         }
     )
 
 
 def action_space(world: World) -> spaces.MultiDiscrete:
     """Return the space of one slate: K places in the candidate list."""
-    return spaces.MultiDiscrete([len(world.builder.catalog)] * world.size)
+    return spaces.MultiDiscrete([world.choices] * world.size)
 
 
 class Storefront:

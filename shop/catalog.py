@@ -16,10 +16,15 @@ from hawker.shop.features import FeatureSchema
 from hawker.shop.language import Encoder
 
 TEXTS = ("title", "description")
-NOT_FEATURES = ("item_id", *TEXTS, "stock", "image_embedding")
+IMAGES = "image_embedding"
+NOT_FEATURES = ("item_id", *TEXTS, "stock", IMAGES)
 
 TEXT_VARIANCE = 4.0
-"""Variance that an item's text has in all its entries together once it is scaled: that of about four features."""
+"""Variance that an item's text has in all its entries together once it is scaled: that of about four features. So has
+its image embedding."""
+
+LARGEST_ENTRY = 1e12
+"""The largest entry of an image embedding: the squares of many are still numbers."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,17 @@ class Catalog:
     Attributes:
         item_ids: The shop's own ids, one per item.
         features: Schema of the item features.
-        vectors: Encoded item features, then the vector of the item's text, shape (n_items, width).
+        vectors: Encoded item features, then the vector of the item's text, then its image embedding, shape
+            (n_items, width).
         text: How texts were encoded; None where the items have none.
+        image_width: Entries of an image embedding; 0 where the items have none.
     """
 
     item_ids: tuple[str, ...]
     features: FeatureSchema
     vectors: npt.NDArray[np.float32]
     text: TextSchema | None = None
+    image_width: int = 0
 
     @classmethod
     def from_items(cls, items: pd.DataFrame, encoder: Encoder | None = None) -> Catalog:
@@ -60,15 +68,19 @@ class Catalog:
         Args:
             items: The table; ``encoder`` reads title and description as one text.
             encoder: Turns texts into vectors; without one texts are left out.
+
+        Raises:
+            InputError: Image embeddings differ in length, or an entry is no finite number.
         """
         features = FeatureSchema.fit(items, [c for c in items.columns if c not in NOT_FEATURES])
-        ids, vectors = tuple(items["item_id"].astype(str)), features.encode(items)
+        blocks, schema = [features.encode(items)], None
         columns = [items[name].fillna("").astype(str) for name in TEXTS if name in items]
         texts = [". ".join(filter(None, parts)) for parts in zip(*columns, strict=True)]
-        if encoder is None or not any(texts):
-            return cls(ids, features, vectors)
-        schema = TextSchema(encoder.name, encoder.digest, encoder.width)
-        return cls(ids, features, np.hstack([vectors, encoder.encode(texts)]), schema)
+        if encoder is not None and any(texts):
+            schema = TextSchema(encoder.name, encoder.digest, encoder.width)
+            blocks.append(encoder.encode(texts))
+        images = _images(items)
+        return cls(tuple(items["item_id"].astype(str)), features, np.hstack([*blocks, images]), schema, images.shape[1])
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -88,11 +100,17 @@ class Catalog:
         """What to divide a centred vector by: shape (width,), positive.
 
         The entries of a text share one scale, which brings their variances to ``TEXT_VARIANCE`` in sum: language models
-        put all texts close together, and an entry alone may hardly vary.
+        put all texts close together, and an entry alone may hardly vary. Those of an image embedding do likewise.
         """
-        variance = float(self.vectors[:, self.features.width :].var(0).sum())
-        scale = np.sqrt(variance / TEXT_VARIANCE) if variance > 1e-12 else 1.0
-        return np.concatenate([self.features.spread, np.full(self.width - self.features.width, scale, np.float32)])
+        spreads, start = [self.features.spread], self.features.width
+        for width in (0 if self.text is None else self.text.width, self.image_width):
+            block = self.vectors[:, start : start + width]
+            variance = float(block.var(0).sum())
+            varies = variance > 1e-8 * float(np.square(block).mean(0).sum())  # more than rounding does
+            scale = np.sqrt(variance / TEXT_VARIANCE) if varies else 1.0
+            spreads.append(np.full(width, scale, np.float32))
+            start += width
+        return np.concatenate(spreads)
 
     @cached_property
     def _position(self) -> pd.Index:
@@ -116,7 +134,8 @@ class Catalog:
     def to_dict(self) -> dict[str, Any]:
         """Return ids and schema as JSON values; the vectors are stored apart, as an array."""
         text = None if self.text is None else asdict(self.text)
-        return {"item_ids": list(self.item_ids), "features": self.features.to_dict(), "text": text}
+        features = self.features.to_dict()
+        return {"item_ids": list(self.item_ids), "features": features, "text": text, "image_width": self.image_width}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], vectors: npt.NDArray[np.float32], where: object) -> Catalog:
@@ -128,11 +147,50 @@ class Catalog:
         try:
             item_ids, features = tuple(map(str, values["item_ids"])), values["features"]
             text = None if values["text"] is None else TextSchema(**values["text"])
-        except (KeyError, TypeError) as error:
+            image_width = int(values["image_width"])
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError("not a catalog", where=where, got=repr(error)) from None
         features = FeatureSchema.from_dict(features, where)
-        shape = (len(item_ids), features.width + (text.width if text else 0))
+        shape = (len(item_ids), features.width + (text.width if text else 0) + image_width)
         if vectors.shape != shape:
             expected = f"shape {shape}"
             raise InputError("item vectors do not fit the catalog", where=where, got=vectors.shape, expected=expected)
-        return cls(item_ids, features, vectors, text)
+        return cls(item_ids, features, vectors, text, image_width)
+
+
+def _images(items: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Return the items' image embeddings, shape (n_items, width), their mean where one is missing; width 0 without any.
+
+    Raises:
+        InputError: They differ in length, or an entry is no finite number; the message names the item.
+    """
+    known: dict[int, npt.NDArray[np.float32]] = {}
+    for row, cell in enumerate(items.get(IMAGES, ())):
+        entries = np.asarray(cell, None if isinstance(cell, np.ndarray) else object)
+        if entries.size == 0 or (entries.ndim == 0 and pd.isna(cell)):
+            continue
+        where = f"items column {IMAGES}, item {items['item_id'].iloc[row]}"
+        bad = [entry for entry in np.atleast_1d(entries).tolist() if not _is_number(entry)]
+        if entries.ndim != 1 or bad:
+            expected = f"a list of numbers of size up to {LARGEST_ENTRY:g}"
+            raise InputError("not an image embedding", where=where, got=str(bad[0] if bad else cell), expected=expected)
+        first = next(iter(known), row)
+        if row != first and len(entries) != len(known[first]):
+            raise InputError(
+                "an image embedding of another length",
+                where=where,
+                got=f"{len(entries):,} entries",
+                expected=f"{len(known[first]):,} as in item {items['item_id'].iloc[first]}",
+                remedy="embed all images with one model",
+            )
+        known[row] = entries.astype(np.float32)
+    if not known:
+        return np.zeros((len(items), 0), np.float32)
+    stacked = np.stack(list(known.values()))
+    images = np.tile(stacked.mean(0, dtype=np.float64).astype(np.float32), (len(items), 1))
+    images[list(known)] = stacked
+    return images
+
+
+def _is_number(entry: object) -> bool:
+    return isinstance(entry, (int, float)) and not isinstance(entry, bool) and abs(entry) <= LARGEST_ENTRY

@@ -293,17 +293,20 @@ class CachedEncoder:
         raise AssertionError("unreachable")
 
 
-def load_encoder(name: str, device: torch.device, cache: Path | None = None) -> Encoder:
-    """Return the encoder of a name.
+def load_encoder(name: str, device: torch.device, cache: Path | None = None) -> Encoder | Any:
+    """Return the encoder of a name; None for "none", which leaves texts out.
 
     Args:
-        name: "hashed" (64 entries), "hashed:WIDTH", or a language model: a fetched name, a directory or a hub id.
+        name: "hashed" (64 entries), "hashed:WIDTH", "none", or a language model: a fetched name, a directory or a hub
+            id.
         device: Where a language model computes.
         cache: Directory that keeps a language model's vectors; the hashed ones are as quickly made as read.
 
     Raises:
         InputError: There is no such encoder.
     """
+    if name == "none":  # the one case of None: whoever has refused it need not ask, hence "| Any"
+        return None
     if re.fullmatch(r"hashed(:.*)?", name):
         width = name.partition(":")[2] or ("64" if name == "hashed" else "")
         if not (width.isascii() and width.isdecimal() and len(width) < 10):

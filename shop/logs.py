@@ -31,7 +31,7 @@ class Logs:
         impressions: One row per item shown, sorted by (timestamp, visit_id, page, position). ``timestamp`` is UTC;
             ``page`` and ``position`` count from 0; ``clicked`` is 0 or 1; ``converted``, ``revenue`` (currency),
             ``propensity``, ``price_shown`` and ``ad_bid`` are NaN where not known, and absent where never recorded;
-            text features are categories, ids ``str``.
+            text features are categories, ids ``str``. Features of the table shoppers that it lacks are joined to it.
         items: The catalogue, one row per ``item_id``, in file order.
         shoppers: One row per ``shopper_id`` and features.
         events: What shoppers did where no exposure is recorded, sorted by (timestamp, shopper_id).
@@ -109,6 +109,8 @@ def read_logs(path: Path) -> Logs:
             remedy="add the item or drop the column",
         )
     if "impressions" in found:
+        if "shoppers" in found:
+            found["impressions"] = _with_shoppers(found["impressions"], found["shoppers"], path)
         found["impressions"] = _sorted(found["impressions"], ["timestamp", "visit_id", "page", "position"])
     if "events" in found:
         found["events"] = _sorted(found["events"], ["timestamp", "shopper_id"])
@@ -197,6 +199,25 @@ def match_visits(found: dict[str, pd.DataFrame]) -> None:
     if len(kinds) > 1:
         for name in ("impressions", "pages"):
             found[name]["visit_id"] = found[name]["visit_id"].astype("str")
+
+
+def _with_shoppers(impressions: pd.DataFrame, shoppers: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return impressions with the shoppers' features that they lack, missing where the shopper is not known.
+
+    Raises:
+        InputError: A feature has the name of a column that impressions keep for something else.
+    """
+    names = [name for name in shoppers.columns if name != "shopper_id"]
+    if taken := sorted(set(names) - set(features("impressions", names))):
+        raise InputError(
+            "the name is taken by a column of impressions",
+            where=f"{path} shoppers column {taken[0]}",
+            remedy="rename it",
+        )
+    names = [name for name in names if name not in impressions]
+    row = pd.Index(shoppers["shopper_id"]).get_indexer(impressions["shopper_id"])
+    joined = {name: shoppers[name].reindex(row).set_axis(impressions.index) for name in names}
+    return impressions.assign(**joined) if joined else impressions
 
 
 def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:

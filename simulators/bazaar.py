@@ -65,6 +65,7 @@ class BazaarWorld:
         """
         p = self.parameters = parameters
         self.digest, self.device, self.size = p.digest, device, p.shop.size
+        self.choices = p.shop.candidates
         self.items, self.bank = make_items(p), make_bank(p.lexicon)
         self.lines = self.bank.texts
         self.builder = ContextBuilder(_schema(p), Catalog.from_items(self.items.table, encoder))

@@ -19,8 +19,8 @@ class FitConfig:
         learning_rate: Adam's step size.
         effect_scale: Prior standard deviation of an effect on the log-odds: small where clicks are few.
         taste_scale: Prior standard deviation of an entry of the taste vectors' weights.
-        encoder: What reads the items' titles and descriptions: "hashed", which needs nothing else, or the name, path or
-            hub id of a language model.
+        encoder: What reads the items' titles and descriptions and the lines of copy: "hashed", which needs nothing
+            else, the name, path or hub id of a language model, or "none", which leaves texts out.
         id_dropout: Probability that an item's own vectors are left out of a step.
         seed: Decides splits, bootstraps, first weights and the order of rows.
         device: "auto", "cpu", "cuda" or "cuda:N".

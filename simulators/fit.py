@@ -66,10 +66,7 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
     Raises:
         InputError: The logs or the config cannot be used.
     """
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(config, name)
-        if not low <= value <= high:  # NaN too
-            raise InputError("bad config", where=f"fit.{name}", got=value, expected=f"a number from {low} to {high}")
+    check_config(config)
     refuse_others(out, "shoppers")
     device = resolve_device(config.device)
     encoder = load_encoder(config.encoder, device, home() / "vectors")
@@ -79,7 +76,7 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
     parts, unit = three_way(impressions, config.shares, config.seed)
     size, offers = (_count(impressions, name) for name in ("position", "offer"))
     builder = ContextBuilder.fit(impressions[parts == 0], logs.items, encoder)
-    lines = Lines.from_impressions(impressions, encoder)
+    lines = None if encoder is None else Lines.from_impressions(impressions, encoder)
     ensembles, arrivals = {}, {}
     for part, (role, first) in enumerate(FIRST_ARCHITECTURE.items()):
         rows = impressions[parts == part].reset_index(drop=True)
@@ -95,6 +92,18 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "fidelity.json", report)
     return load_shoppers(out, device), report
+
+
+def check_config(config: FitConfig) -> None:
+    """Refuse a config that cannot be used.
+
+    Raises:
+        InputError: A number is out of its bounds.
+    """
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(config, name)
+        if not low <= value <= high:  # NaN too
+            raise InputError("bad config", where=f"fit.{name}", got=value, expected=f"a number from {low} to {high}")
 
 
 def _count(impressions: pd.DataFrame, name: str) -> int:

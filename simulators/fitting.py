@@ -106,9 +106,7 @@ def calibrate_ensemble(members: list[ShopperModel], log: EncodedLog, unseen: lis
     with torch.enable_grad():
         for i, head in enumerate(HEADS):
             if found[head]:
-                raw, happened, weight, times = (
-                    torch.cat([part[j] for part in found[head]], dim=-1) for j in range(4)
-                )
+                raw, happened, weight, times = (torch.cat([part[j] for part in found[head]], dim=-1) for j in range(4))
                 calibration[i] = calibrate(raw, happened, weight, times).cpu()
     return calibration
 

@@ -23,12 +23,14 @@ class LearnedWorld:
 
     Arriving shoppers are drawn from the contexts of the logs. Where the logs know neither returns nor leaving, as with
     logs of single impressions, those heads are absent: a visit has one page and its shopper is gone after it; where
-    they know no returns, a shopper is gone after the visit.
+    they know no returns, a shopper is gone after the visit. An offer above the tiers that the logs know counts as the
+    largest of them.
     """
 
     def __init__(self, builder: ContextBuilder, ensemble: Ensemble, arrivals: Context[Tensor], size: int) -> None:
         """Args: the shop's ``builder``, the fitted ``ensemble``, contexts to draw ``arrivals`` from, slots K."""
         self.builder, self.size, self.device = builder, size, arrivals.shopper.device
+        self.choices = arrivals.candidates.shape[1]
         self.ensemble = ensemble.requires_grad_(False).eval()
         self._arrivals = arrivals
         self._hidden = max(0 if model.memory is None else model.memory.hidden for model in ensemble.models)
@@ -128,11 +130,12 @@ class LearnedWorld:
             clock = clock_of(shoppers.state["gap"][own], shoppers.state["number"][own])
             state = model.memory.before(shoppers.state["memory"][own, : model.memory.hidden], clock)
         person = model.person(context.shopper, state)
-        click = calibrated(model.log_click(person, rows).exp(), calibration[0]).reshape(slate.shape) * shown
+        liked = model.log_odds(person, rows)
+        click = calibrated(model.log_click(liked, rows).exp(), calibration[0]).reshape(slate.shape) * shown
         clicked = (draws[0] < click).float()
         conversion = converted = revenue = torch.zeros_like(click)
         if model.conversion is not None:
-            odds = model.conversion_odds(person, rows).sigmoid()
+            odds = model.conversion_odds(person, rows, liked).sigmoid()
             conversion = calibrated(odds, calibration[1]).reshape(slate.shape) * shown
             converted = clicked * (draws[1] < conversion).float()
         if model.recorded.revenue:
@@ -143,9 +146,7 @@ class LearnedWorld:
         if model.memory is None:
             return answer
         assert clock is not None
-        came = replace(
-            rows, clicked=clicked.flatten(), converted=converted.flatten(), revenue=revenue.flatten()
-        )
+        came = replace(rows, clicked=clicked.flatten(), converted=converted.flatten(), revenue=revenue.flatten())
         carried = shoppers.state["memory"][own, : model.memory.hidden]
         gap, number = shoppers.state["gap"][own], shoppers.state["number"][own]
         memory = model.memory.after(carried, gap, number, model.summary(came))
@@ -200,7 +201,9 @@ def _shown(model: ShopperModel, context: Context[Tensor], decision: Decision[Ten
     if model.line_vectors is not None:
         line = torch.full_like(slate, -1) if decision.copy is None else decision.copy[own]
     if model.recorded.offers > 1:
-        offer = torch.zeros_like(slate) if decision.offer is None else decision.offer[own, None].expand(slate.shape)
+        offer = torch.zeros_like(slate)
+        if decision.offer is not None:
+            offer = decision.offer[own, None].clamp(max=model.recorded.offers - 1).expand(slate.shape)
     if model.recorded.ads:
         place = torch.arange(slate.shape[1], device=slate.device)
         ad = torch.zeros(slate.shape, device=slate.device)

@@ -38,9 +38,10 @@ def predict_rows(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None
         state, after = model.memory.run(model.scaled(rows.shopper), model.summary(rows, keep_own), rows.time)
     person = model.person(rows.shopper, state)
     timed = rows.time if after is not None else None
+    odds = model.log_odds(person, rows, keep_own)
     return Predicted(
-        click=model.log_click(person, rows, keep_own),
-        conversion=None if model.conversion is None else model.conversion_odds(person, rows, keep_own),
+        click=model.log_click(odds, rows),
+        conversion=None if model.conversion is None else model.conversion_odds(person, rows, odds, keep_own),
         amount=model.log_amount(rows) if model.recorded.revenue else None,
         leave=None if timed is None or after is None else model.leave_odds(after, timed.number),
         back=None if model.back is None or after is None else model.return_odds(after),

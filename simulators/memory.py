@@ -53,6 +53,9 @@ class Memory(nn.Module):
         self.fade_page = nn.Parameter(torch.cat([torch.full((surprises,), -4.0), speeds]))
         self.fade_day = nn.Parameter(torch.cat([torch.full((surprises,), -5.0), speeds]))
         self.tell = nn.Sequential(Linear(self.readable_width + CLOCK, 32), nn.ELU(), Linear(32, TOLD))
+        self.wishes = surprises - OTHER_SURPRISES
+        self.gain = nn.Parameter(torch.full((self.wishes,), 2.0))
+        self.wane = nn.Parameter(torch.full((self.wishes,), -2.5))
 
     def start(self, shopper: Tensor) -> Tensor:
         """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""
@@ -77,7 +80,10 @@ class Memory(nn.Module):
         return -self.fade_page.exp() - self.fade_day.exp() * gap[:, None]
 
     def before(self, carried: Tensor, clock: Tensor | None) -> Tensor:
-        """Return what the heads see before a page, shape (B, TOLD).
+        """Return what the heads see before a page, shape (B, TOLD + wishes): the wishes are changes of tastes.
+
+        A wish is a running sum of surprises times a gain that wanes with the pages seen: one step of Newton's from
+        nothing known towards the most likely tastes, with learned prior and information.
 
         Args:
             carried: What is carried from the page before, shape (B, H).
@@ -86,7 +92,9 @@ class Memory(nn.Module):
         if clock is None:
             clock = clock_of(carried.new_zeros(len(carried)), carried.new_zeros(len(carried)))
         told: Tensor = self.tell(torch.cat([self.readable(carried), clock], 1))
-        return told
+        pages = carried[:, -1:]
+        wishes = self.gain * carried[:, self.width : self.width + self.wishes] / (1.0 + pages * self.wane.exp())
+        return torch.cat([told, wishes], 1)
 
     def after(self, carried: Tensor, gap: Tensor, number: Tensor, summary: Tensor) -> Tensor:
         """Return what is carried on from a page, shape (B, H).
@@ -128,7 +136,7 @@ class Memory(nn.Module):
         return values.new_zeros(len(rows.shopper), values.shape[1]).index_add(0, rows.page, values)
 
     def run(self, shopper: Tensor, summary: Tensor, time: Timeline) -> tuple[Tensor, Tensor]:
-        """Return what the heads see before each page (P, TOLD) and what is carried on from it (P, H).
+        """Return what the heads see before each page (P, TOLD + wishes) and what is carried on from it (P, H).
 
         Args:
             shopper: Scaled features of each page's shopper, shape (P, D).
@@ -148,7 +156,7 @@ class Memory(nn.Module):
         read = nn.functional.elu(self.read(torch.cat([summary, clock], 1)))
         begin = self.start(shopper[time.first[:-1]])
         unit, _ = self.gru(laid(read), begin[None, :, : self.width].contiguous())
-        sums = leaky_sums(laid(self._added(summary)), laid(self._fading(time.gap)))
+        sums = leaky_sums(laid(self._added(summary)), laid(self._fading(time.gap).exp()))
         counts = laid(_count(time.gap, time.number)).cumsum(1)
         carried = torch.cat([unit, sums, counts], 2)
         previous = torch.cat([begin[:, None], carried[:, :-1]], 1).reshape(n * longest, -1)[place]
@@ -157,6 +165,9 @@ class Memory(nn.Module):
 
 TOLD = 12
 """Entries of what the heads see: fewer than are carried, so that a head cannot learn histories by heart."""
+
+OTHER_SURPRISES = 3
+"""Running sums that are not in tastes: of clicks, and of how well liked was what was clicked and bought."""
 
 COUNTS = 3
 """Counts that are carried: visits, days and pages."""
@@ -167,19 +178,14 @@ CLOCK = 5
 MOODS = 8
 """Running sums of what a linear layer makes of pages."""
 
-_BLOCK = 32  # pages whose sums are taken at once
 
-
-def leaky_sums(values: Tensor, log_keep: Tensor) -> Tensor:
-    """Return a_t = exp(log_keep_t) a_(t-1) + values_t along the second axis; all shapes (n, T, S)."""
+def leaky_sums(values: Tensor, keep: Tensor) -> Tensor:
+    """Return a_t = keep_t a_(t-1) + values_t along the second axis; all shapes (n, T, S)."""
     total, sums = values.new_zeros(values.shape[0], values.shape[2]), []
-    for block, keep in zip(values.split(_BLOCK, 1), log_keep.split(_BLOCK, 1), strict=True):
-        since = keep.cumsum(1)
-        earlier = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool, device=values.device).tril()
-        lag = (since[:, :, None] - since[:, None]).masked_fill(~earlier[:, :, None], -torch.inf)
-        sums.append((lag.exp() * block[:, None]).sum(2) + since.exp() * total[:, None])
-        total = sums[-1][:, -1]
-    return torch.cat(sums, 1)
+    for value, left in zip(values.unbind(1), keep.unbind(1), strict=True):
+        total = torch.addcmul(value, left, total)
+        sums.append(total)
+    return torch.stack(sums, 1)
 
 
 def _count(gap: Tensor, number: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class PlantedWorld:
             seed: Decides every planted effect.
         """
         self.builder, self.size, self.device = builder, size, shoppers.shopper.device
+        self.choices = len(builder.catalog)
         self._bank = shoppers
         generator = np.random.default_rng(seed)
         person = _standardised(shoppers.shopper.cpu().double())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -57,9 +58,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.item)
 
+    @cached_property
+    def _start(self) -> Tensor:
+        return torch.searchsorted(self.page, torch.arange(len(self.shopper) + 1, device=self.page.device))
+
     def take(self, pages: Tensor, time: Timeline | None = None) -> Rows:
         """Return the rows of those pages, which may repeat; ``time`` is how they now follow each other."""
-        start = torch.searchsorted(self.page, torch.arange(len(self.shopper) + 1, device=self.page.device))
+        start = self._start
         counts = (start[1:] - start[:-1])[pages]
         rows = ranges(start[:-1][pages], counts)
         page = torch.repeat_interleave(torch.arange(len(pages), device=pages.device), counts)
@@ -179,7 +184,7 @@ def encode_log(
         clicked=clicked,
         converted=column("converted"),
         revenue=column("revenue"),
-        line=None if lines is None else tensor(lines.index(impressions["copy"])[order]),
+        line=None if lines is None or "copy" not in impressions else tensor(lines.index(impressions["copy"])[order]),
         offer=tensor(offer) if offer.any() else None,
         ad=tensor(ad.astype(np.float32)) if ad.any() else None,
         time=timeline,

@@ -12,7 +12,7 @@ from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.lines import Lines
 from hawker.simulators.layers import Linear, first_weights, tower
-from hawker.simulators.memory import TOLD, Leave, Memory, Return
+from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
 
 
@@ -125,7 +125,13 @@ class Appeal(nn.Module):
         self._has_lines, self._has_offers, self._has_ads = lines is not None, recorded.offers > 1, recorded.ads
 
     def forward(
-        self, person: Tensor, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None
+        self,
+        person: Tensor,
+        rows: Rows,
+        item_vectors: Tensor,
+        line_vectors: Tensor | None,
+        keep_own: Tensor | None,
+        wishes: Tensor | None = None,
     ) -> Tensor:
         """Return the log-odds of each row, shape (n,).
 
@@ -135,6 +141,7 @@ class Appeal(nn.Module):
             item_vectors: Scaled vectors of all items, shape (n_items, width).
             line_vectors: Scaled vectors of all lines, shape (n_lines, width), or None.
             keep_own: 1 where an item's own vectors take part and 0 where they are dropped, shape (n_items,).
+            wishes: What to add to each page's shopper's tastes, of items and then of lines, shape (P, h) or (P, 2 h).
         """
         own_effect, own_taste = self.own_effect.weight, self.own_taste.weight
         if keep_own is not None:
@@ -142,13 +149,20 @@ class Appeal(nn.Module):
         page, item = rows.page, rows.item.clamp(min=0)
         # An effect rides along as one more entry of a taste vector that everybody multiplies by 1.
         taste = torch.cat([self.item_taste(item_vectors) + own_taste, self.item_effect(item_vectors) + own_effect], 1)
-        wish = nn.functional.pad(self.shopper_taste(person), (0, 1), value=1.0)
+        liking = self.shopper_taste(person)
+        hidden = liking.shape[1]
+        if wishes is not None:
+            liking = liking + wishes[:, :hidden]
+        wish = nn.functional.pad(liking, (0, 1), value=1.0)
         odds: Tensor = self.base + self.shopper_effect(person).squeeze(1)[page] + self.affinity_effect * rows.affinity
         odds = odds + (wish[page] * taste[item]).sum(1)
         if self._has_lines and rows.line is not None:
             assert line_vectors is not None
             taste = torch.cat([self.line_taste(line_vectors), self.line_effect(line_vectors)], 1)
-            wish = nn.functional.pad(self.shopper_line_taste(person), (0, 1), value=1.0)
+            liking = self.shopper_line_taste(person)
+            if wishes is not None:
+                liking = liking + wishes[:, hidden:]
+            wish = nn.functional.pad(liking, (0, 1), value=1.0)
             said = (wish[page] * taste[rows.line.clamp(min=0)]).sum(1)
             odds = odds + said.masked_fill(rows.line < 0, 0.0)
         if self._has_offers and rows.offer is not None:
@@ -158,10 +172,7 @@ class Appeal(nn.Module):
             odds = odds + rows.ad * (self.ad_effect + self.shopper_ad_taste(person).squeeze(1)[page])
         return odds
 
-
-    def tastes(
-        self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None
-    ) -> Tensor:
+    def tastes(self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None) -> Tensor:
         """Return the taste vectors of each row's item and, where there are lines, of its line: (n, h) or (n, 2 h)."""
         own = self.own_taste.weight if keep_own is None else self.own_taste.weight * keep_own[:, None]
         item: Tensor = (self.item_taste(item_vectors) + own)[rows.item.clamp(min=0)]
@@ -264,6 +275,7 @@ class ShopperModel(nn.Module):
         self.click = Appeal(person, builder, lines, recorded, architecture, ctr)
         self.in_view = InView(builder) if recorded.rows > 1 else None
         self.conversion = Appeal(person, builder, lines, recorded, architecture, 0.1) if recorded.conversions else None
+        self.match = nn.Parameter(torch.zeros(())) if recorded.conversions else None
         if recorded.revenue:
             self.amount = nn.Parameter(torch.zeros(recorded.offers))
             self.amount_item = Linear(catalog.width, 1)
@@ -272,7 +284,7 @@ class ShopperModel(nn.Module):
         self.leave = self.back = None
         if recorded.timeline:
             line_width = 0 if lines is None else lines.vectors.shape[1]
-            surprises = 1 + architecture.hidden * (1 if lines is None else 2)
+            surprises = OTHER_SURPRISES + architecture.hidden * (1 if lines is None else 2)
             self.memory = Memory(builder, line_width, recorded.offers, size, architecture.memory, surprises)
             self.leave = Leave(self.memory.readable_width + 1)
             if recorded.returns:
@@ -292,6 +304,12 @@ class ShopperModel(nn.Module):
             state = self.memory.before(self.memory.start(shopper), None)
         return torch.cat([shopper, state], 1)
 
+    def _apart(self, person: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Take wishes, which only tastes of clicks know what to do with, from what heads see."""
+        if self.memory is None:
+            return person, None
+        return person[:, : -self.memory.wishes], person[:, -self.memory.wishes :]
+
     def log_odds(self, person: Tensor, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
         """Return the log-odds of a click given examination, shape (n,).
 
@@ -300,7 +318,8 @@ class ShopperModel(nn.Module):
             rows: What was shown.
             keep_own: 1 where an item's own vectors take part and 0 where they are dropped, shape (n_items,).
         """
-        odds: Tensor = self.click(person, rows, self.item_vectors, self.line_vectors, keep_own)
+        person, wishes = self._apart(person)
+        odds: Tensor = self.click(person, rows, self.item_vectors, self.line_vectors, keep_own, wishes)
         if self.in_view is not None:
             odds = odds + self.in_view(rows, self.size)
         return odds
@@ -309,16 +328,18 @@ class ShopperModel(nn.Module):
         """Return the log-probability that each position is looked at, shape (K,); the best position has 0."""
         return self.position - self.position.max()
 
-    def log_click(self, person: Tensor, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
-        """Return log P(click) of each row, shape (n,); arguments as in ``log_odds``."""
-        attraction = nn.functional.logsigmoid(self.log_odds(person, rows, keep_own))
-        return attraction + self.log_examination()[rows.position]
+    def log_click(self, odds: Tensor, rows: Rows) -> Tensor:
+        """Return log P(click) of each row, shape (n,), from what ``log_odds`` returned."""
+        return nn.functional.logsigmoid(odds) + self.log_examination()[rows.position]
 
-    def conversion_odds(self, person: Tensor, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
-        """Return the log-odds of a purchase given a click, shape (n,); arguments as in ``log_odds``."""
+    def conversion_odds(self, person: Tensor, rows: Rows, odds: Tensor, keep_own: Tensor | None = None) -> Tensor:
+        """Return the log-odds of a purchase given a click, shape (n,); arguments as in ``log_odds``, and its result."""
         assert self.conversion is not None
-        odds: Tensor = self.conversion(person, rows, self.item_vectors, self.line_vectors, keep_own)
-        return odds
+        assert self.match is not None
+        person, _ = self._apart(person)
+        found: Tensor = self.conversion(person, rows, self.item_vectors, self.line_vectors, keep_own)
+        # What is liked is bought: clicks, which are many, say most about purchases, which are few.
+        return found + self.match * (odds - self.click.base).detach()
 
     def log_amount(self, rows: Rows) -> Tensor:
         """Return the mean logarithm of a purchase's worth, shape (n,)."""
@@ -345,11 +366,15 @@ class ShopperModel(nn.Module):
         """Return what the memory reads of pages that were answered, shape (P, width)."""
         assert self.memory is not None
         read = self.memory.summary(rows, self.item_vectors, self.line_vectors, keep_own)
-        anybody = nn.functional.pad(self.scaled(rows.shopper), (0, TOLD))
+        anybody = nn.functional.pad(self.scaled(rows.shopper), (0, TOLD + self.memory.wishes))
         with torch.no_grad():
-            surprise = (rows.clicked - self.log_click(anybody, rows, keep_own).exp()) * (rows.item != EMPTY)
+            odds = self.log_odds(anybody, rows, keep_own)
+            surprise = (rows.clicked - self.log_click(odds, rows).exp()) * (rows.item != EMPTY)
+            liked = (odds - self.click.base).tanh()
+            bought = torch.zeros_like(odds) if rows.converted is None else rows.converted.nan_to_num()
         tastes = self.click.tastes(rows, self.item_vectors, self.line_vectors, keep_own)
-        weighted = torch.cat([tastes, torch.ones_like(surprise)[:, None]], 1) * surprise[:, None]
+        others = torch.stack([surprise, liked * rows.clicked, liked * bought], 1)
+        weighted = torch.cat([tastes * surprise[:, None], others], 1)
         surprises = weighted.new_zeros(len(rows.shopper), weighted.shape[1]).index_add(0, rows.page, weighted)
         return torch.cat([read, surprises], 1)
 
@@ -363,7 +388,7 @@ class ShopperModel(nn.Module):
             state: State before the page, shape (B, H); None for new shoppers.
         """
         rows = slate_rows(shopper, slate, affinity)
-        probability = self.log_click(self.person(shopper, state), rows).exp()
+        probability = self.log_click(self.log_odds(self.person(shopper, state), rows), rows).exp()
         return probability.reshape(slate.shape).masked_fill(slate == EMPTY, 0.0)
 
 

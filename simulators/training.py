@@ -21,7 +21,7 @@ from hawker.simulators.likelihood import negative_log_likelihood, predict_rows
 from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import Architecture, Recorded, ShopperModel
 
-HISTORY_EPOCHS = 12
+HISTORY_EPOCHS = 8
 """Most passes over a log whose shoppers have a history; the step size falls to zero over them."""
 
 LONG = 100_000
@@ -169,7 +169,7 @@ def fit_member(
     size, epochs = config.batch, config.epochs
     if log.rows.time is not None:
         # A hundred steps an epoch or more: weights of histories need them, and big batches of long ones are faster.
-        size, epochs = min(max(n_rows // 100, 256), config.batch), min(config.epochs, HISTORY_EPOCHS)
+        size, epochs = min(max(n_rows // 100, 256), 2 * config.batch), min(config.epochs, HISTORY_EPOCHS)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / epochs)
     for epoch in range(1, epochs + 1):
         for rows in shopper_batches(log.rows, drawn, size, generator):
@@ -201,6 +201,7 @@ def _mean_loss(model: ShopperModel, rows: Rows, units: Tensor) -> float:
 
 
 HISTORY_SCALES = {
+    "match": 1.0,
     "conversion": 0.05,
     "position": 1.0,
     "offer_effect": 0.5,
@@ -222,7 +223,7 @@ def _negative_log_prior(model: ShopperModel, config: FitConfig) -> Tensor:
     """Gaussian priors around no effect: what a few clicks cannot show stays close to the mean."""
     penalty = torch.zeros((), device=model.position.device)
     for name, parameter in model.named_parameters():
-        if name.endswith(("base", "level", "amount_log_spread", "fade_page", "fade_day")):
+        if name.endswith(("base", "level", "amount_log_spread", "fade_page", "fade_day", "gain", "wane")):
             continue
         scale = config.taste_scale if "taste" in name else config.effect_scale
         if model.memory is not None:

@@ -49,11 +49,13 @@ class World(Protocol):
     Attributes:
         builder: The shop's contexts and catalog.
         size: Slots of a page, K.
+        choices: Candidates of a page, C.
         device: Where its tensors live.
     """
 
     builder: ContextBuilder
     size: int
+    choices: int
     device: torch.device
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:

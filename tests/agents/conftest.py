@@ -22,6 +22,7 @@ class StayingWorld:
     def __init__(self) -> None:
         self._world = small_world()
         self.builder, self.size, self.device = self._world.builder, self._world.size, self._world.device
+        self.choices = self._world.choices
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n shoppers."""

@@ -24,6 +24,7 @@ class OneItemShop:
     def __init__(self, size):
         self._world = small_world(size=size)
         self.builder, self.size, self.device = self._world.builder, size, self._world.device
+        self.choices = self._world.choices
 
     def arrive(self, n, generator):
         """Return n shoppers."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -120,6 +121,27 @@ def test_fit_writes_shoppers_with_their_config(home: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "The log, split by time" in printed
     assert f"shoppers: {out}\n" in printed  # not broken, however long
+
+
+def test_fit_of_events_alone_learns_when_shoppers_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    generator = np.random.default_rng(0)
+    who, week = np.nonzero(generator.random((40, 13)) < np.where(np.arange(40) % 2, 0.6, 0.1)[:, None])
+    days = pd.to_timedelta(7 * week + generator.integers(7, size=len(week)), unit="D")
+    events = pd.DataFrame(
+        {"shopper_id": [f"s{i}" for i in who], "timestamp": pd.Timestamp("2026-01-05", tz="UTC") + days}
+    )
+    (tmp_path / "logs").mkdir()
+    events.assign(kind="purchase").to_parquet(tmp_path / "logs" / "events.parquet")
+    out, report = tmp_path / "run" / "shoppers", tmp_path / "fit.json"
+    hawker("fit", tmp_path / "logs", "--out", out, "--seed", 5, "--device", "cpu", "--json", report)
+    assert figures_of(report) == json.loads((out / "fidelity.json").read_text())
+    assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 5
+    printed = capsys.readouterr().out
+    for line in ("Forecasts of a time that no model has seen", "rmse.model_minus_frequency", "- return: learned"):
+        assert line in printed
+    assert f"return model: {out}\n" in printed
+    assert main(["train", str(tmp_path / "run")]) == 2
+    assert "a directory of another kind; got 'returns', expected shoppers" in capsys.readouterr().err
 
 
 def test_fit_says_the_same_again(home: Path):

@@ -1,7 +1,5 @@
 """The CDNOW benchmark: BG/NBD as published, metrics by hand, a small run, and the whole one."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +9,12 @@ from hawker.benchmarks.cdnow import (
     HOLDOUT_WEEKS,
     BgNbd,
     Purchases,
-    auc,
-    calibration_error,
     cdnow_figures,
     cdnow_purchases,
     forecast_bgnbd,
-    score,
 )
 from hawker.simulators.returning import ReturnConfig
+from hawker.simulators.scoring import score
 
 CPU = torch.device("cpu")
 
@@ -69,24 +65,6 @@ def test_bgnbd_agrees_with_a_simulation_of_its_own_story() -> None:
     expected, chance = model.forecast(np.zeros(1), np.zeros(1), np.zeros(1), 20.0)
     assert count.mean() == pytest.approx(expected[0], rel=0.01)
     assert (count > 0).mean() == pytest.approx(chance[0], rel=0.01)
-
-
-def test_metrics_by_hand() -> None:
-    happened = np.array([False, True, False, True])
-    assert auc(np.array([0.1, 0.4, 0.35, 0.8]), happened) == 1.0
-    assert auc(np.array([0.1, 0.3, 0.35, 0.8]), happened) == 0.75
-    assert auc(np.full(4, 0.5), happened) == 0.5
-    assert math.isnan(auc(np.ones(4), np.ones(4, bool)))
-    found = score(np.array([1.0, 2.0]), np.array([0.5, 0.5]), np.array([0.0, 4.0]))
-    assert found == {"rmse": pytest.approx(math.sqrt(2.5)), "auc": 0.5, "ece": 0.0, "bias": -0.25}
-
-
-def test_calibration_error_by_hand() -> None:
-    chance = np.repeat(np.arange(10) / 10, 10)
-    happened = np.concatenate([np.arange(10) < k for k in range(10)])
-    assert calibration_error(chance, happened) == pytest.approx(0.0, abs=1e-12)
-    assert calibration_error(chance + 0.05, happened) == pytest.approx(0.05)
-    assert calibration_error(np.full(8, 0.25), np.arange(8) < 4) == pytest.approx(0.25)  # one bin
 
 
 def test_figures_hold_together() -> None:

@@ -16,6 +16,7 @@ class StayingWorld:
 
     def __init__(self, world: PlantedWorld) -> None:
         self.builder, self.size, self.device, self._world = world.builder, world.size, world.device, world
+        self.choices = world.choices
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n shoppers."""

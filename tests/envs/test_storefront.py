@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self, world):
         self.builder, self.size, self.device, self._world = world.builder, world.size, world.device, world
+        self.choices = world.choices
         self.shown = []
 
     def arrive(self, n, generator):

@@ -18,6 +18,7 @@ from hawker.shop.artefacts import CHECKSUMS, sha256
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
+from hawker.shop.language import HashedEncoder
 from hawker.simulators.small import small_tables
 
 FILES = (GRAPH, ITEMS, GOLDEN, MANIFEST, CHECKSUMS)
@@ -209,3 +210,19 @@ def test_directory_with_other_files_is_refused(strategy, tmp_path):
 
 def test_bundle_holds_these_files_and_no_others(exported):
     assert sorted(content(exported[0])) == sorted(FILES)
+
+
+def test_texts_and_images_ship_with_the_items(tmp_path):
+    impressions, items = small_tables(30, 3)
+    images = np.random.default_rng(2).normal(7.0, 0.1, (30, 5)).tolist()
+    items = items.assign(title=[f"item {i}" for i in range(30)], image_embedding=[None, *images[1:]])
+    builder = ContextBuilder.fit(impressions, items, HashedEncoder(16))
+    actor = SlateActor(builder, 3, 16, torch.Generator().manual_seed(0)).requires_grad_(False)
+    strategy = TrainedStrategy(actor, builder, {"shoppers": "5" * 64, "logs": "7" * 64, "config": {"seed": 3}})
+    export_bundle(strategy, tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
+    assert bundle.builder.catalog.image_width == 5
+    assert np.array_equal(bundle.builder.catalog.vectors, builder.catalog.vectors)
+    context = random_pages(builder, 50, np.random.default_rng(1))
+    logits = strategy.distribution(context.map(torch.from_numpy)).logits.numpy()
+    assert np.allclose(bundle.logits(context)[context.mask], logits[context.mask], atol=1e-4)

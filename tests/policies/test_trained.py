@@ -130,9 +130,7 @@ OTHER_VERSION = "policy: not a policy of this version"
         (edited(lambda values: values | {"builder": []}), f"{POLICY}: not an object"),
         (edited(lambda values: values | {"builder": {}}), f"{POLICY}: not a feature schema"),
         (
-            edited(
-                lambda v: v | {"builder": v["builder"] | {"catalog": {"item_ids": [], "features": {}, "text": None}}}
-            ),
+            edited(lambda v: v | {"builder": v["builder"] | {"catalog": v["builder"]["catalog"] | {"features": {}}}}),
             f"{POLICY}: not a feature schema",
         ),
         (

@@ -17,7 +17,6 @@ def catalog() -> Catalog:
             "title": ["Tea", "Cup", "Pot"],
             "description": "good",
             "stock": [1.0, 2.0, 3.0],
-            "image_embedding": [[0.1], [0.2], [0.3]],
             "price": [3.0, 5.0, np.nan],
             "category": ["food", None, "ware"],
         }
@@ -78,6 +77,8 @@ def test_a_catalog_survives_json(catalog: Catalog):
         (lambda values: {"features": values["features"]}, "bundle: not a catalog; got \"KeyError('item_ids')\""),
         (lambda values: values | {"item_ids": 3}, "bundle: not a catalog"),
         (lambda values: values | {"features": {}}, "bundle: not a feature schema"),
+        (lambda values: values | {"image_width": "wide"}, "bundle: not a catalog"),
+        (lambda values: values | {"image_width": 2}, "bundle: item vectors do not fit the catalog; got (3, 3)"),
         (
             lambda values: values | {"item_ids": ["tea"]},
             "bundle: item vectors do not fit the catalog; got (3, 3), expected shape (1, 3)",
@@ -133,3 +134,54 @@ def test_one_text_for_all_tells_nothing_apart():
     catalog = Catalog.from_items(pd.DataFrame({"item_id": ["a", "b"], "title": ["shoe", "shoe"]}), HashedEncoder(16))
     assert np.isfinite(catalog.spread).all()
     assert ((catalog.vectors - catalog.centre) / catalog.spread == 0).all()
+
+
+def test_image_embeddings_follow_the_texts():
+    items = pd.DataFrame({"item_id": list("abcd"), "title": ["red shoe", "hat", "wool", "tin"], "price": 1.0})
+    images = [[100.0, 3.0], None, np.array([102.0, 3.0]), []]
+    catalog = Catalog.from_items(items.assign(image_embedding=images), HashedEncoder(16))
+    assert (catalog.width, catalog.image_width) == (1 + 16 + 2, 2)
+    assert catalog.vectors.dtype == np.float32
+    assert catalog.vectors[:, 17:].tolist() == [[100, 3], [101, 3], [102, 3], [101, 3]]
+    scaled = (catalog.vectors - catalog.centre) / catalog.spread
+    assert scaled[[1, 3], 17:].tolist() == [[0, 0], [0, 0]]
+    assert scaled[:, 1:17].var(0).sum() == pytest.approx(TEXT_VARIANCE, rel=1e-5)
+    assert scaled[:, 17:].var(0).sum() == pytest.approx(TEXT_VARIANCE, rel=1e-5)
+    again = Catalog.from_dict(json.loads(json.dumps(catalog.to_dict())), catalog.vectors, "here")
+    assert again.image_width == 2
+    assert np.array_equal(again.spread, catalog.spread)
+    assert np.array_equal(again.centre, catalog.centre)
+    without = Catalog.from_items(items.assign(image_embedding=images))
+    assert (without.width, without.text) == (1 + 2, None)
+
+
+@pytest.mark.parametrize(
+    "images", [[None, None], [[], []], [np.nan, pd.NA], [[0.5, 7.0], [0.5, 7.0]], [[1e12], [-1e12]]]
+)
+def test_images_that_are_missing_alike_or_huge(images):
+    catalog = Catalog.from_items(pd.DataFrame({"item_id": ["a", "b"], "image_embedding": images}))
+    scaled = (catalog.vectors - catalog.centre) / catalog.spread
+    assert np.isfinite(scaled).all()
+    assert scaled.var(0).sum() == pytest.approx(TEXT_VARIANCE if images[0] == [1e12] else 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ([1, 2, 3], "an image embedding of another length; got '3 entries', expected 2 as in item tea; embed all"),
+        ([1.0, np.nan], "not an image embedding; got 'nan', expected a list of numbers of size up to 1e+12"),
+        ([1.0, np.inf], "not an image embedding; got 'inf'"),
+        ([1.0, None], "not an image embedding; got 'None'"),
+        ([1.0, "0.5"], "not an image embedding; got '0.5'"),
+        ([True, False], "not an image embedding; got 'True'"),
+        ([[1.0], [2.0, 3.0]], "not an image embedding; got '[1.0]'"),
+        (np.ones((2, 2)), "not an image embedding; got '[1.0, 1.0]'"),
+        ("0.5 0.5", "not an image embedding; got '0.5 0.5'"),
+        (0.5, "not an image embedding; got '0.5'"),
+    ],
+)
+def test_bad_image_embeddings(image, message: str):
+    items = pd.DataFrame({"item_id": ["tea", "cup"], "image_embedding": [[0.1, 0.2], image]})
+    with pytest.raises(InputError) as caught:
+        Catalog.from_items(items)
+    assert str(caught.value).startswith(f"items column image_embedding, item cup: {message}")

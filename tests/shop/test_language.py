@@ -446,6 +446,7 @@ def test_caches_that_cannot_be_written(tmp_path: Path):
 
 
 def test_load_encoder(tiny: Path, tmp_path: Path):
+    assert load_encoder("none", CPU, tmp_path) is None
     assert load_encoder("hashed", CPU).digest == HashedEncoder().digest
     assert load_encoder("hashed:128", CPU, tmp_path).encode(["tea"]).shape == (1, 128)
     assert isinstance(load_encoder(str(tiny), CPU), ModelEncoder)

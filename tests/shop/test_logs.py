@@ -243,6 +243,44 @@ def test_artefact_that_was_changed_is_refused(impressions, items, tmp_path):
     assert "the file was changed after it was written" in refusal(tmp_path / "logs")
 
 
+def test_features_of_shoppers_stand_in_the_impressions_that_lack_them(write_logs, impressions, items):
+    shoppers = pd.DataFrame(
+        {
+            "shopper_id": ["s9", "s0", "s1", "never seen"],
+            "segment": "mine",  # impressions have it: theirs counts
+            "city": pd.Categorical(["Rome", "Oslo", None, "Oslo"]),
+            "orders": [9, 0, 1, 7],
+            "member": [True, False, True, False],
+        }
+    )
+    for suffix in ("parquet", "csv"):
+        logs = read_logs(write_logs(suffix, impressions=impressions, items=items, shoppers=shoppers))
+        found = logs.impressions
+        assert feature_columns(found) == ["segment", "age", "city", "orders", "member"]
+        pd.testing.assert_frame_equal(found[list(impressions)], impressions)
+        expected = impressions["shopper_id"].map({"s9": "Rome", "s0": "Oslo"})
+        assert found["city"].dtype == "category"
+        assert found["city"].astype(object).fillna("").tolist() == expected.fillna("").tolist()
+        orders = impressions["shopper_id"].map({"s9": 9.0, "s0": 0.0, "s1": 1.0})
+        assert found["orders"].fillna(-1).tolist() == orders.fillna(-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["revenue", "timestamp", "affinity.10"])
+def test_a_feature_of_shoppers_may_not_pass_for_something_else(write_logs, impressions, items, name):
+    shoppers = pd.DataFrame({"shopper_id": ["s0"], name: [5.0]})
+    path = write_logs(impressions=impressions, items=items, shoppers=shoppers)
+    assert refusal(path) == f"{path} shoppers column {name}: the name is taken by a column of impressions; rename it"
+
+
+def test_image_embeddings_are_lists_and_lists_need_parquet(write_logs, impressions, items):
+    with_images = items.assign(image_embedding=[[0.5, 1.0], None, [], [0.25, 2.0]])
+    read = read_logs(write_logs(impressions=impressions, items=with_images)).items
+    assert read["image_embedding"].tolist() == [[0.5, 1.0], None, [], [0.25, 2.0]]
+    path = write_logs("csv", impressions=impressions, items=with_images)
+    assert "column image_embedding: the column has a wrong type" in refusal(path)
+    assert "expected lists (in a Parquet file)" in refusal(path)
+
+
 FINITE = st.floats(0, 1e9, allow_nan=False)
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1, max_size=8)
 ROW = st.fixed_dictionaries(

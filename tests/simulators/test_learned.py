@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision
 from hawker.simulators.fit import fit
-from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.learned import NEVER, LearnedWorld, draw_days
+from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.memory import EDGES, days_at_risk
 from hawker.simulators.rows import Rows, Timeline
 from hawker.simulators.shopper import Ensemble, calibrated
@@ -298,6 +298,19 @@ def test_parts_that_were_not_decided_are_as_none(lasting):
     one, other, full = (lasting.respond(batch, d, seeded(1))[1].click_probability for d in (bare, none, decision))
     assert torch.equal(one, other)
     assert not torch.equal(one, full)
+
+
+def test_an_offer_above_the_known_tiers_counts_as_the_largest(lasting):
+    batch = lasting.arrive(100, seeded(0))
+    page = decisions(batch.context, 3)
+    assert lasting.ensemble.models[0].recorded.offers == 3
+    answers = [
+        lasting.respond(batch, dataclasses.replace(page, offer=torch.full((100,), tier)), seeded(1)) for tier in (2, 9)
+    ]
+    (known, one), (unknown, two) = answers
+    assert torch.equal(one.click_probability, two.click_probability)
+    assert torch.equal(one.revenue, two.revenue)
+    assert torch.equal(known.state["memory"], unknown.state["memory"])
 
 
 # Days until the return

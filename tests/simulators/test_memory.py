@@ -57,9 +57,9 @@ def test_all_pages_at_once_as_page_by_page(seen):
         state = memory.start(shopper[first : first + 1])
         for page in range(first, last):
             own = slice(page, page + 1)
-            torch.testing.assert_close(before[own], memory.before(state, clock[own]))
+            torch.testing.assert_close(before[own], memory.before(state, clock[own]), atol=1e-4, rtol=1e-4)
             state = memory.after(state, time.gap[own], time.number[own], summary[own])
-            torch.testing.assert_close(after[own], state)
+            torch.testing.assert_close(after[own], state, atol=1e-4, rtol=1e-4)
 
 
 def test_a_shopper_is_the_same_in_any_company(seen):
@@ -122,7 +122,7 @@ def test_leaky_sums_one_by_one(pages):
     values = torch.randn(3, pages, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keep = torch.rand(3, pages, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).clamp(min=1e-3)
     keep[:, :, 3], total = 1.0, torch.zeros(3, 4, dtype=torch.float64)
-    got = leaky_sums(values, keep.log())
+    got = leaky_sums(values, keep)
     assert got.shape == values.shape
     for page in range(pages):
         total = keep[:, page] * total + values[:, page]

@@ -185,6 +185,13 @@ def test_what_is_the_same_everywhere_is_no_input(journeys):
     assert (rows.offer, rows.ad, rows.converted, rows.revenue, rows.line) == (None,) * 5
 
 
+def test_a_log_without_copy_shows_no_lines(journeys):
+    impressions, items, _ = journeys
+    lines = Lines.from_impressions(impressions, load_encoder("hashed:16", CPU))
+    builder = ContextBuilder.fit(impressions, items)
+    assert encode_log(impressions.drop(columns="copy"), builder, lines, CPU).rows.line is None
+
+
 def test_a_line_that_is_not_in_the_bank_is_named(journeys):
     impressions, items, _ = journeys
     lines = Lines.from_impressions(impressions[impressions["copy"] != "made by hand"], load_encoder("hashed:16", CPU))

@@ -196,7 +196,7 @@ def test_a_log_tells_which_heads_there_are(everything):
 def test_copy_offers_and_ads_have_effects_by_hand(everything, head):
     model, rows, lines = everything
     appeal = getattr(model, head)
-    person = model.person(rows.shopper, None)
+    person = model.person(rows.shopper, None)[:, : -model.memory.wishes]
     vectors = (model.item_vectors, model.line_vectors, None)
     plain = dataclasses.replace(rows, line=torch.full_like(rows.line, -1), offer=rows.offer * 0, ad=rows.ad * 0)
     bare = appeal(person, plain, *vectors)
@@ -220,11 +220,31 @@ def test_copy_offers_and_ads_have_effects_by_hand(everything, head):
     torch.testing.assert_close(appeal(person, silent, *vectors), bare)
 
 
+def test_wishes_change_the_tastes_of_clicks_alone(everything):
+    model, rows, _ = everything
+    memory, vectors = model.memory, (model.item_vectors, model.line_vectors)
+    carried = torch.rand(len(rows.shopper), memory.hidden, generator=torch.Generator().manual_seed(2))
+    person = model.person(rows.shopper, memory.before(carried, None))
+    nobody = person.clone()
+    nobody[:, -memory.wishes :] = 0.0
+    page, half = rows.page, memory.wishes // 2
+    sums, pages = carried[:, memory.width : memory.width + memory.wishes], carried[:, -1:]
+    wish = memory.gain * sums / (1 + pages * memory.wane.exp())
+    item = model.click.item_taste(vectors[0]) + model.click.own_taste.weight
+    line = model.click.line_taste(vectors[1])
+    expected = (wish[page, :half] * item[rows.item]).sum(1)
+    expected += torch.where(rows.line < 0, 0.0, (wish[page, half:] * line[rows.line]).sum(1))
+    odds = [model.log_odds(who, rows) for who in (person, nobody)]
+    assert (expected != 0).all()
+    torch.testing.assert_close(odds[0] - odds[1], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*(model.conversion_odds(who, rows, odds[0]) for who in (person, nobody)))
+
+
 def test_a_line_is_judged_by_its_words(everything):
     """There is nothing that belongs to a line alone: one with the same vector has the same effect."""
     model, rows, _ = everything
     changed = dataclasses.replace(rows, line=torch.where(rows.line == 0, 1, rows.line))
-    person, vectors = model.person(rows.shopper, None), model.line_vectors.clone()
+    person, vectors = model.person(rows.shopper, None)[:, : -model.memory.wishes], model.line_vectors.clone()
     vectors[0] = vectors[1]
     one, other = (model.click(person, r, model.item_vectors, vectors, None) for r in (rows, changed))
     assert torch.equal(one, other)
@@ -271,9 +291,11 @@ def test_the_state_enters_every_head(everything):
     new = model.memory.before(model.memory.start(model.scaled(rows.shopper)), None)
     other = -new.flip(1)
     torch.testing.assert_close(model.person(rows.shopper, None), model.person(rows.shopper, new))
-    for head in (model.log_odds, model.conversion_odds):
-        one, two = (head(model.person(rows.shopper, state), rows) for state in (new, other))
-        assert not torch.isclose(one, two).any()
+    people = [model.person(rows.shopper, state) for state in (new, other)]
+    one, two = (model.log_odds(person, rows) for person in people)
+    assert not torch.isclose(one, two).any()
+    bought = [model.conversion_odds(person, rows, one) for person in people]
+    assert not torch.isclose(*bought).any()
     after = torch.rand(5, model.memory.hidden, generator=torch.Generator().manual_seed(0))
     for number in (0.0, 3.0):
         assert len(model.leave_odds(after, torch.full((5,), number)).unique()) == 5
