@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hawker.benchmarks.cdnow import cdnow_figures
 from hawker.benchmarks.fidelity_artefacts import Fit, cached_fit, cached_logs
 from hawker.benchmarks.fidelity_baselines import expected_by_logistic
 from hawker.benchmarks.fidelity_cohort import Cohort, encode_cohort, read_lines, served
@@ -32,6 +33,7 @@ from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
+from hawker.simulators.returning import ReturnConfig
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import HEADS
 from hawker.simulators.store import FittedShoppers, Role, load_shoppers
@@ -65,6 +67,8 @@ class FidelityConfig:
         readers: Shoppers that new items and lines are shown to.
         fit: How shoppers are learned; the seed is the log's.
         language_model: Whether to fit a second time, for the first seed, with a language model as the encoder.
+        returns: How the model of purchases over time is fitted to CDNOW.
+        returns_seeds: Of its fits.
     """
 
     variant: str | Path | None = None
@@ -77,6 +81,8 @@ class FidelityConfig:
     readers: int = 600
     fit: FitConfig = field(default_factory=FitConfig)
     language_model: bool = True
+    returns: ReturnConfig = field(default_factory=ReturnConfig)
+    returns_seeds: tuple[int, ...] = (1, 2, 3)
 
 
 QUICK = FidelityConfig(
@@ -88,6 +94,8 @@ QUICK = FidelityConfig(
     readers=150,
     fit=FitConfig(members=2, epochs=4),
     language_model=False,
+    returns=ReturnConfig(of_each=1, steps=10),
+    returns_seeds=(1,),
 )
 """For a look: its figures say that the benchmark runs, not how good the shoppers are."""
 
@@ -100,8 +108,8 @@ def bench_fidelity(config: FidelityConfig, told: Told) -> dict[str, Any]:
         told: Called with a line now and then.
 
     Returns:
-        ``figures`` over the seeds, ``by_seed``, ``seeds``, ``seconds``, ``notes`` and ``details``: each seed's
-        reliability bins, curves, losses and values.
+        ``figures`` over the seeds, ``by_seed``, ``seeds``, ``seconds``, ``notes``, ``details``: each seed's
+        reliability bins, curves, losses and values; and ``cdnow``: those of the purchase histories.
 
     Raises:
         InputError: The variant or the config cannot be used.
@@ -122,14 +130,17 @@ def bench_fidelity(config: FidelityConfig, told: Told) -> dict[str, Any]:
         rows[0] |= extra
         notes += [note] if note else []
     figures = {name: _figure(name, rows, details) for name in UNITS if any(name in row for row in rows)}
+    told("CDNOW: fitting the first 39 weeks")
+    purchases, purchase_details = cdnow_figures(config.returns_seeds, config.returns, _CPU, told)
     return {
-        "figures": figures,
+        "figures": figures | purchases,
         "by_seed": finite([{"seed": seed, **row} for seed, row in zip(config.seeds, rows, strict=True)]),
         "seeds": list(config.seeds),
         "seconds": round(time.perf_counter() - started, 1),
         "world": {"variant": world.parameters.name, "parameters": world.digest},
         "notes": notes,
         "details": finite(details),
+        "cdnow": finite(purchase_details),
     }
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,20 +124,35 @@ def _whole(path: Path, kind: str) -> bool:
     return True
 
 
-def _peak_mib() -> float:
-    """Return the largest resident memory of this process.
+def _memory_mib(process: int | str, entry: str) -> float:
+    """Return a process's memory from Linux' own account, 0 where there is none: "VmRSS" now, "VmHWM" at its largest."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(entry)), 0.0)
 
-    Linux' VmHWM starts anew with a program; ``ru_maxrss`` would carry that of the process which started this one.
+
+class _Watch(threading.Thread):
+    """Ends this process once its parent has, so that a killed benchmark leaves no fit behind; and watches its memory.
+
+    Attributes:
+        peak_mib: Largest resident memory seen, once a second, of this process and its workers together.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024**2 if sys.platform == "darwin" else peak / 1024
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._parent, self.peak_mib = os.getppid(), 0.0
+
+    def run(self) -> None:
+        """Watch until the process ends."""
+        while os.getppid() == self._parent:
+            processes: list[int | str] = ["self"]
+            processes += [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+            now = sum(_memory_mib(process, "VmRSS") for process in processes)
+            self.peak_mib = max(self.peak_mib, now, _memory_mib("self", "VmHWM"))
+            time.sleep(1.0)
+        os._exit(1)
 
 
 def _say(line: str) -> None:
@@ -146,12 +164,14 @@ def _fit_here(order: Path, cost: Path) -> None:
     told = read_json(order)
     config = from_dict(FitConfig, told["config"], order)
     choose_threads()
+    watch = _Watch()
+    watch.start()
     started = time.perf_counter()
     logs = Path(told["logs"])
     fit(logs, Path(told["out"]), config, _say)
     seconds = time.perf_counter() - started
     impressions = int(read_json(logs / "meta.json")["rows"]["impressions"])
-    write_json(cost, {"seconds": seconds, "peak_mib": _peak_mib(), "impressions": impressions})
+    write_json(cost, {"seconds": seconds, "peak_mib": watch.peak_mib, "impressions": impressions})
 
 
 if __name__ == "__main__":

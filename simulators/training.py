@@ -77,8 +77,7 @@ def train_members(trainer: Trainer, members: list[Member]) -> Iterator[tuple[Sho
     On the CPU, and where a log is long, each core trains a member in a process with one thread: the tensors of a step
     are too small for a second thread to pay. The weights do not depend on how many cores there are.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(members))
+    workers = min(available_cores(), len(members))
     if trainer.log.rows.item.device.type != "cpu" or len(trainer.log.rows) < LONG or workers < 2:
         found = map(trainer.train, members)
         yield from _filled(trainer, members, found)
@@ -90,6 +89,11 @@ def train_members(trainer: Trainer, members: list[Member]) -> Iterator[tuple[Sho
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _filled(
