@@ -343,7 +343,7 @@ def test_bad_input(case: str, home: Path, finished: Path, refused: Any):
 def test_a_refused_estimate_keeps_its_report(home: Path, capsys: pytest.CaptureFixture[str]):
     """The one case that writes: the report says who was refused and why."""
     (home / "train.yaml").write_text((home / "train.yaml").read_text() + "entropy: 0.0\nlearning_rate: 0.1\n")
-    assert main(["train", str(home / "run"), "--config", str(home / "train.yaml"), "--steps", "20000"]) == 0
+    assert main(["train", str(home / "run"), "--config", str(home / "train.yaml"), "--steps", "60000"]) == 0
     capsys.readouterr()
     assert main(["ope", str(home / "run"), "--json", str(home / "ope.json")]) == 2
     printed, line = capsys.readouterr()
