@@ -17,8 +17,9 @@ class FitConfig:
         patience: Epochs without improvement before it stops.
         batch: Rows of a step.
         learning_rate: Adam's step size.
-        effect_scale: Prior standard deviation of an effect on the log-odds: small where clicks are few.
-        taste_scale: Prior standard deviation of an entry of the taste vectors' weights.
+        effect_scale: Prior standard deviation of an effect on the log-odds: small where clicks are few. Logs whose
+            shoppers have a history take the scales of `hawker.simulators.training`, and at most 8 passes.
+        taste_scale: Prior standard deviation of an entry of the taste vectors' weights; likewise.
         encoder: What reads the items' titles and descriptions and the lines of copy: "hashed", which needs nothing
             else, the name, path or hub id of a language model, or "none", which leaves texts out.
         id_dropout: Probability that an item's own vectors are left out of a step.
