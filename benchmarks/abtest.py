@@ -191,7 +191,7 @@ def play(arms: Sequence[Strategy], world: World, shoppers: int, seed: int, rewar
             for i, arm in enumerate(arms):
                 rows = (assigned == i).nonzero().squeeze(1)
                 if len(rows):
-                    counted[rows] = _visit(arm, world, _take(arrived, rows), reward, generator)
+                    counted[rows] = _visit(arm, world, arrived.take(rows), reward, generator)
             codes.append(assigned.cpu())
             sums.append(counted.cpu())
     visits = pd.DataFrame(torch.cat(sums).numpy(), columns=COLUMNS)
@@ -218,7 +218,7 @@ def _visit(arm: Strategy, world: World, shoppers: Shoppers, reward: RewardSpec, 
         if bool(ended.all()):
             return counted
         stay = (~ended).nonzero().squeeze(1)
-        there, shoppers = there[stay], _take(after, stay)
+        there, shoppers = there[stay], after.take(stay)
     raise RuntimeError(f"after {MAX_PAGES} pages {len(there)} of {n} shoppers are still there")
 
 
@@ -228,11 +228,6 @@ def _propose(arm: Strategy, context: Context[Tensor], generator: torch.Generator
     if not bool(torch.isfinite(decision.log_prob).all()):
         raise InputError("a slate's log-probability is not a number", where=f"arm {arm.name}", remedy="train it anew")
     return decision
-
-
-def _take(shoppers: Shoppers, rows: Tensor) -> Shoppers:
-    state = {name: value[rows] for name, value in shoppers.state.items()}
-    return Shoppers(shoppers.context.map(lambda array: array[rows]), shoppers.member[rows], state)
 
 
 def member_views(

@@ -19,7 +19,7 @@ from hawker.simulators.bazaar import DAY, BazaarWorld, State
 from hawker.simulators.bazaar_pages import Pages
 from hawker.simulators.diary import JOINING, START, Proposer
 from hawker.simulators.fidelity import batches
-from hawker.simulators.likelihood import predict_rows
+from hawker.simulators.likelihood import predict_rows, recall
 from hawker.simulators.memory import EDGES
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
@@ -234,13 +234,7 @@ def predict_cohort(ensemble: Ensemble, rows: Rows) -> Predictions:
 @torch.no_grad()
 def people(model: ShopperModel, rows: Rows) -> Tensor:
     """Return what a member's heads see of the shopper at each page of a log, given the pages before it, (P, width)."""
-    found = []
-    for batch in batches(rows):
-        state = None
-        if model.memory is not None and batch.time is not None:
-            state, _ = model.memory.run(model.scaled(batch.shopper), model.summary(batch, None), batch.time)
-        found.append(model.person(batch.shopper, state))
-    return torch.cat(found)
+    return torch.cat([recall(model, batch)[0] for batch in batches(rows)])
 
 
 def page_rows(rows: Rows, pages: Tensor, decision: Decision[Tensor]) -> Rows:

@@ -75,7 +75,7 @@ def simulate(
         pages.append(_page(world, here, decision, outcome.clicked, outcome.converted, outcome.revenue))
         pages[-1] |= {"shopper": who, "clock": first + here.state["clock"]}
         stay = ~outcome.gone & (first + after.state["clock"] < horizon)
-        here, who, first = _chosen(after, stay), who[stay], first[stay]
+        here, who, first = after.take(stay), who[stay], first[stay]
     whole = {name: torch.cat([page[name] for page in pages]) for name in pages[0]}
     order = torch.argsort(whole["shopper"] * (horizon + DAY) + whole["clock"])
     return {name: value[order].cpu() for name, value in whole.items()}, features.cpu()
@@ -108,11 +108,6 @@ def _page(
     for part, value in {"slate": decision.log_prob, **(decision.log_probs or {})}.items():
         page[f"log_prob_{part}"] = value.clamp(max=0.0)
     return page
-
-
-def _chosen(shoppers: Shoppers, rows: Tensor) -> Shoppers:
-    state = {name: value[rows] for name, value in shoppers.state.items()}
-    return Shoppers(shoppers.context.map(lambda array: array[rows]), shoppers.member[rows], state)
 
 
 def write_logs(

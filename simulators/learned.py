@@ -140,7 +140,7 @@ class LearnedWorld:
             converted = clicked * (draws[1] < conversion).float()
         if model.recorded.revenue:
             # The mean of a log-normal worth.
-            worth = model.log_amount(rows) + (2 * model.amount_log_spread.clamp(min=-4.0)).exp() / 2
+            worth = model.log_amount(rows) + (2 * model.amount_spread).exp() / 2
             revenue = converted * worth.exp().reshape(slate.shape)
         answer = _Answer(clicked, click, converted, conversion, revenue)
         if model.memory is None:

@@ -31,12 +31,21 @@ class Predicted:
     back: Tensor | None = None
 
 
-def predict_rows(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None) -> Predicted:
-    """Return what a member expects at each page, given all the pages of the same shopper before it."""
+def recall(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return what a member's heads see before each page, and what its memory carries on from it.
+
+    Returns:
+        Scaled features and state, shape (P, D + H); what is carried, shape (P, H), None without a memory or a timeline.
+    """
     state = after = None
     if model.memory is not None and rows.time is not None:
         state, after = model.memory.run(model.scaled(rows.shopper), model.summary(rows, keep_own), rows.time)
-    person = model.person(rows.shopper, state)
+    return model.person(rows.shopper, state), after
+
+
+def predict_rows(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None) -> Predicted:
+    """Return what a member expects at each page, given all the pages of the same shopper before it."""
+    person, after = recall(model, rows, keep_own)
     timed = rows.time if after is not None else None
     odds = model.log_odds(person, rows, keep_own)
     return Predicted(
@@ -64,7 +73,7 @@ def negative_log_likelihood(model: ShopperModel, rows: Rows, predicted: Predicte
     if predicted.amount is not None and rows.revenue is not None:
         paid = rows.revenue.nan_to_num() > 0
         error = rows.revenue.nan_to_num().clamp(min=1e-6).log() - predicted.amount
-        spread = model.amount_log_spread.clamp(min=-4.0)
+        spread = model.amount_spread
         total = total + ((error.square() * (-2 * spread).exp() / 2 + spread) * paid).sum()
     if predicted.leave is not None and rows.time is not None:
         closes = rows.time.closes

@@ -341,6 +341,11 @@ class ShopperModel(nn.Module):
         # What is liked is bought: clicks, which are many, say most about purchases, which are few.
         return found + self.match * (odds - self.click.base).detach()
 
+    @property
+    def amount_spread(self) -> Tensor:
+        """The logarithm of the standard deviation of a purchase's log-worth, at least -4, a scalar."""
+        return self.amount_log_spread.clamp(min=-4.0)
+
     def log_amount(self, rows: Rows) -> Tensor:
         """Return the mean logarithm of a purchase's worth, shape (n,)."""
         item = rows.item.clamp(min=0)

@@ -112,10 +112,15 @@ def _start_worker(trainer: Trainer) -> None:
     global _here  # noqa: PLW0603 - a worker has one job: the log is sent to it once
     _here = trainer
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent has: a worker must not outlive a killed fit."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        # A worker must not outlive a killed fit.
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _train_here(member: Member) -> tuple[dict[str, Tensor], int, float]:

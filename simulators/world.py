@@ -26,6 +26,11 @@ class Shoppers:
     member: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
 
+    def take(self, rows: Tensor) -> Shoppers:
+        """Return the shoppers of those numbers, shape (m,), or those where a mask (N,) is True."""
+        state = {name: value[rows] for name, value in self.state.items()}
+        return Shoppers(self.context.map(lambda array: array[rows]), self.member[rows], state)
+
     def replaced(self, where: Tensor, fresh: Shoppers) -> Shoppers:
         """Return the batch with ``fresh`` shoppers in the places where ``where`` (N,) is True."""
 
