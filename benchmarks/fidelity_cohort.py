@@ -24,7 +24,6 @@ from hawker.simulators.memory import EDGES
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
 from hawker.simulators.store import FittedShoppers
-from hawker.simulators.world import Shoppers
 
 LOGGED = "popularity"
 """The strategy that writes the logs."""
@@ -105,7 +104,7 @@ def simulate_cohort(world: BazaarWorld, strategy: Proposer, shoppers: int, days:
         part |= {f"before {name}": value for name, value in state.items()}
         seen.append(part | {f"after {name}": value for name, value in after.items()})
         stay = ~outcome.gone & (first + then.state["clock"] < horizon)
-        here, who, first = chosen(then, stay), who[stay], first[stay]
+        here, who, first = then.take(stay), who[stay], first[stay]
     whole = {name: torch.cat([page[name] for page in seen]) for name in seen[0]}
     order = torch.argsort(whole["shopper"] * (horizon + DAY) + whole["moment"])
     whole = {name: value[order] for name, value in whole.items()}
@@ -127,12 +126,6 @@ def simulate_cohort(world: BazaarWorld, strategy: Proposer, shoppers: int, days:
     )
     truth = (whole[name] for name in ("p_click", "p_conversion", "p_leave"))
     return Cohort(pages, whole["revenue"], before, after, *truth)
-
-
-def chosen(shoppers: Shoppers, rows: Tensor) -> Shoppers:
-    """Return some of the shoppers: those of a mask or of indices."""
-    state = {name: value[rows] for name, value in shoppers.state.items()}
-    return Shoppers(shoppers.context.map(lambda array: array[rows]), shoppers.member[rows], state)
 
 
 def impressions(world: BazaarWorld, cohort: Cohort) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hawker.benchmarks.fidelity_cohort import chosen
 from hawker.shop.decision import EMPTY
 from hawker.simulators.diary import Proposer
 from hawker.simulators.world import World
@@ -87,7 +86,7 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
         if outcome.days is not None:
             day = day + outcome.days
         stay = ~outcome.gone & (day < days)
-        here = chosen(here, stay)
+        here = here.take(stay)
         who, day, visit, pages, clicks = (part[stay] for part in (who, day, visit, pages, clicks))
     visits = Visits(*(torch.cat(part) for part in zip(*ended, strict=True)))
     return Totals(totals["click"], totals["purchase"], totals["shown"], totals["pages"], visits)

@@ -6,7 +6,7 @@ They look at the hidden state, so they are no strategies for a shop: they are th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -134,7 +134,5 @@ def live(world: BazaarWorld, propose: Propose, n: int, days: int, generator: tor
         for name, value in seen.items():
             totals[name].index_add_(0, who, value.float())
         stay = ~outcome.gone & (here.state["clock"] < days * DAY)
-        state = {name: value[stay] for name, value in here.state.items()}
-        here = replace(here, context=here.context.map(lambda a: a[stay]), member=here.member[stay], state=state)  # noqa: B023
-        who = who[stay]
+        here, who = here.take(stay), who[stay]
     return Lives(**totals)
