@@ -43,14 +43,30 @@ def recall(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None) -> t
     return model.person(rows.shopper, state), after
 
 
-def predict_rows(model: ShopperModel, rows: Rows, keep_own: Tensor | None = None) -> Predicted:
-    """Return what a member expects at each page, given all the pages of the same shopper before it."""
+def predict_rows(
+    model: ShopperModel, rows: Rows, keep_own: Tensor | None = None, *, clicked_only: bool = False
+) -> Predicted:
+    """Return what a member expects at each page, given all the pages of the same shopper before it.
+
+    Args:
+        model: The member.
+        rows: The pages.
+        keep_own: 1 where an item's own vectors take part and 0 where they are dropped, shape (n_items,).
+        clicked_only: Leave purchases at 0 where nothing was clicked: learning has no use for them.
+    """
     person, after = recall(model, rows, keep_own)
     timed = rows.time if after is not None else None
     odds = model.log_odds(person, rows, keep_own)
+    conversion = None
+    if model.conversion is not None and clicked_only:
+        which = rows.clicked.nonzero().squeeze(1)
+        found = model.conversion_odds(person, rows.only(which), odds[which], keep_own)
+        conversion = torch.zeros_like(odds).index_copy(0, which, found)
+    elif model.conversion is not None:
+        conversion = model.conversion_odds(person, rows, odds, keep_own)
     return Predicted(
         click=model.log_click(odds, rows),
-        conversion=None if model.conversion is None else model.conversion_odds(person, rows, odds, keep_own),
+        conversion=conversion,
         amount=model.log_amount(rows) if model.recorded.revenue else None,
         leave=None if timed is None or after is None else model.leave_odds(after, timed.number),
         back=None if model.back is None or after is None else model.return_odds(after),

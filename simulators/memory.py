@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,44 +38,65 @@ class Memory(nn.Module):
         super().__init__()
         rank, n_items = 16, len(builder.catalog)
         self.rank, self.offers, self.lines = rank, offers, line_width > 0
-        self.width, self.surprises, self.sums = width, surprises, surprises + MOODS
+        self.width, self.surprises, self.sums = width, surprises, surprises + CLASSES + MOODS
         self.hidden = width + self.sums + COUNTS
-        self.readable_width = width + 2 * surprises + MOODS + COUNTS
+        self.readable_width = width + 2 * surprises + CLASSES + MOODS + COUNTS
         self.item = Linear(builder.catalog.width, rank, bias=False)
         self.own_item = nn.Embedding.from_pretrained(torch.zeros(n_items, rank), freeze=False)
         self.line = Linear(line_width, rank) if line_width else None
         self.look = nn.Parameter(torch.zeros(size))  # how much an exposure at a position counts
         summary = 3 * rank + 7 + 2 * offers + (3 * rank if line_width else 0)
-        self.read = Linear(summary + surprises + CLOCK, 2 * width)
+        self.wishes = surprises - OTHER_SURPRISES
+        self.alike = 2 * (1 if line_width == 0 else 2)  # how well pages met the wishes
+        self.read = Linear(summary + surprises + CLASSES + LIKED + self.alike + CLOCK, 2 * width)
         self.gru = Gru(2 * width, width, batch_first=True)
         self.starts = Linear(builder.shopper.width, width)
-        self.mood = Linear(summary + surprises, MOODS)
+        self.classes = Linear(builder.shopper.width, CLASSES)
+        self.class_weights = nn.Parameter(torch.zeros(CLASSES, surprises - OTHER_SURPRISES))
+        self.mood = Linear(summary + surprises + CLASSES + LIKED + self.alike, MOODS)
         # Logarithms of the rates at which sums fade, by page and by day; the moods start at several speeds.
         speeds = torch.linspace(-5.0, -2.0, MOODS)
-        self.fade_page = nn.Parameter(torch.cat([torch.full((surprises,), -4.0), speeds]))
-        self.fade_day = nn.Parameter(torch.cat([torch.full((surprises,), -5.0), speeds]))
+        self.fade_page = nn.Parameter(torch.cat([torch.full((surprises + CLASSES,), -4.0), speeds]))
+        self.fade_day = nn.Parameter(torch.cat([torch.full((surprises + CLASSES,), -5.0), speeds]))
         self.tell = nn.Sequential(Linear(self.readable_width + CLOCK, 32), nn.ELU(), Linear(32, TOLD))
-        self.wishes = surprises - OTHER_SURPRISES
         self.gain = nn.Parameter(torch.full((self.wishes,), 2.0))
         self.wane = nn.Parameter(torch.full((self.wishes,), -2.5))
 
     def start(self, shopper: Tensor) -> Tensor:
         """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""
-        state: Tensor = self.starts(shopper)
-        return nn.functional.pad(state.tanh(), (0, self.sums + COUNTS))
+        unit = nn.functional.pad(self.starts(shopper).tanh(), (0, self.surprises))
+        return nn.functional.pad(torch.cat([unit, self.classes(shopper)], 1), (0, MOODS + COUNTS))
 
     def readable(self, carried: Tensor) -> Tensor:
         """Return what is carried (B, H) in a form for layers to read, shape (B, R)."""
-        unit, surprises, moods, counts = carried.split([self.width, self.surprises, MOODS, COUNTS], 1)
+        unit, surprises, classes, moods, counts = carried.split(
+            [self.width, self.surprises, CLASSES, MOODS, COUNTS], 1
+        )
         visits, days, pages = counts.unbind(1)
         mean = surprises / (2.0 + pages[:, None] / 8.0)
         rate = (visits + 0.5).log() - (days + 7.0).log()
         totals = torch.stack([visits.log1p() / 2.0, days.log1p() / 3.0, rate / 2.0], 1)
-        return torch.cat([unit, surprises / 4.0, mean, moods, totals], 1)
+        return torch.cat([unit, surprises / 4.0, mean, classes.softmax(1), moods, totals], 1)
 
-    def _added(self, summary: Tensor) -> Tensor:
-        """Return what pages add to the running sums, shape (P, sums)."""
-        return torch.cat([summary[:, -self.surprises :], self.mood(summary)], 1)
+    def _wished(self, sums: Tensor, pages: Tensor) -> Tensor:
+        """Return changes of tastes, shape (P, wishes), from running sums (P, >= wishes) and pages seen (P, 1).
+
+        A running sum of surprises times a gain that wanes with the pages seen: one step of Newton's from nothing known
+        towards the most likely tastes, with learned prior and information.
+        """
+        step = self.gain * sums[:, : self.wishes] / (1.0 + pages * self.wane.exp())
+        return step + sums[:, self.surprises : self.surprises + CLASSES].softmax(1) @ self.class_tastes
+
+    @property
+    def class_tastes(self) -> Tensor:
+        """What shoppers of each class like beside anybody, shape (CLASSES, wishes)."""
+        return CLASS_SCALE * self.class_weights
+
+    def _met(self, summary: Tensor, wishes: Tensor) -> Tensor:
+        """Return what is read of pages, with how well what was clicked and bought met the wishes held before."""
+        read, tastes = summary[:, : -2 * self.wishes], summary[:, -2 * self.wishes :]
+        products = tastes.unflatten(1, (self.alike, -1)) * wishes.unflatten(1, (self.alike // 2, -1)).repeat(1, 2, 1)
+        return torch.cat([read, products.sum(2)], 1)
 
     def _fading(self, gap: Tensor) -> Tensor:
         """Return the logarithm of what is left of the sums at a page, from days since the one before: (P, sums)."""
@@ -82,9 +105,6 @@ class Memory(nn.Module):
     def before(self, carried: Tensor, clock: Tensor | None) -> Tensor:
         """Return what the heads see before a page, shape (B, TOLD + wishes): the wishes are changes of tastes.
 
-        A wish is a running sum of surprises times a gain that wanes with the pages seen: one step of Newton's from
-        nothing known towards the most likely tastes, with learned prior and information.
-
         Args:
             carried: What is carried from the page before, shape (B, H).
             clock: The clock of this page, shape (B, CLOCK); None for the first page of new shoppers.
@@ -92,9 +112,7 @@ class Memory(nn.Module):
         if clock is None:
             clock = clock_of(carried.new_zeros(len(carried)), carried.new_zeros(len(carried)))
         told: Tensor = self.tell(torch.cat([self.readable(carried), clock], 1))
-        pages = carried[:, -1:]
-        wishes = self.gain * carried[:, self.width : self.width + self.wishes] / (1.0 + pages * self.wane.exp())
-        return torch.cat([told, wishes], 1)
+        return torch.cat([told, self._wished(carried[:, self.width :], carried[:, -1:])], 1)
 
     def after(self, carried: Tensor, gap: Tensor, number: Tensor, summary: Tensor) -> Tensor:
         """Return what is carried on from a page, shape (B, H).
@@ -106,10 +124,14 @@ class Memory(nn.Module):
             summary: What ``ShopperModel.summary`` returned of it, shape (B, width).
         """
         unit, sums, counts = carried.split([self.width, self.sums, COUNTS], 1)
-        read = nn.functional.elu(self.read(torch.cat([summary, clock_of(gap, number)], 1)))
+        met = self._met(summary, self._wished(sums, counts[:, -1:]))
+        read = nn.functional.elu(self.read(torch.cat([met, clock_of(gap, number)], 1)))
         unit = self.gru(read[:, None], unit[None].contiguous())[0][:, 0]
-        sums = sums * self._fading(gap).exp() + self._added(summary)
+        sums = sums * self._fading(gap).exp() + torch.cat([self._surprises(summary), self.mood(met)], 1)
         return torch.cat([unit, sums, counts + _count(gap, number)], 1)
+
+    def _surprises(self, summary: Tensor) -> Tensor:
+        return summary[:, : self.surprises + CLASSES]
 
     def summary(self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None) -> Tensor:
         """Return what the unit reads of pages that were answered, surprises left out, shape (P, width)."""
@@ -152,22 +174,38 @@ class Memory(nn.Module):
             empty = values.new_zeros(n * longest, values.shape[1])
             return empty.index_copy(0, place, values).reshape(n, longest, -1)
 
-        clock = clock_of(time.gap, time.number)
-        read = nn.functional.elu(self.read(torch.cat([summary, clock], 1)))
-        begin = self.start(shopper[time.first[:-1]])
-        unit, _ = self.gru(laid(read), begin[None, :, : self.width].contiguous())
-        sums = leaky_sums(laid(self._added(summary)), laid(self._fading(time.gap).exp()))
+        def before(values: Tensor, start: Tensor) -> Tensor:
+            return torch.cat([start[:, None], values[:, :-1]], 1).reshape(n * longest, -1)[place]
+
+        clock, begin = clock_of(time.gap, time.number), self.start(shopper[time.first[:-1]])
+        start, nothing, none = begin.split([self.width, self.sums, COUNTS], 1)
         counts = laid(_count(time.gap, time.number)).cumsum(1)
-        carried = torch.cat([unit, sums, counts], 2)
-        previous = torch.cat([begin[:, None], carried[:, :-1]], 1).reshape(n * longest, -1)[place]
-        return self.before(previous, clock), carried.reshape(n * longest, -1)[place]
+        keep = laid(self._fading(time.gap).exp())
+        told = self.surprises + CLASSES
+        surprises = leaky_sums(laid(self._surprises(summary)), keep[:, :, :told], nothing[:, :told])
+        wishes = self._wished(before(surprises, nothing[:, :told]), before(counts, none)[:, -1:])
+        met = self._met(summary, wishes)
+        moods = leaky_sums(laid(self.mood(met)), keep[:, :, told:], nothing[:, told:])
+        read = nn.functional.elu(self.read(torch.cat([met, clock], 1)))
+        unit, _ = self.gru(laid(read), start[None].contiguous())
+        carried = torch.cat([unit, surprises, moods, counts], 2)
+        return self.before(before(carried, begin), clock), carried.reshape(n * longest, -1)[place]
 
 
 TOLD = 12
 """Entries of what the heads see: fewer than are carried, so that a head cannot learn histories by heart."""
 
-OTHER_SURPRISES = 3
-"""Running sums that are not in tastes: of clicks, and of how well liked was what was clicked and bought."""
+OTHER_SURPRISES = 1
+"""Running sums that are not in tastes: of clicks."""
+
+LIKED = 4
+"""How well liked by anybody was what was clicked and bought, as items and as answers."""
+
+CLASSES = 8
+"""Latent classes of tastes."""
+
+CLASS_SCALE = 6.0
+"""Tastes of a class per unit of their weights: Adam moves all weights alike, and classes have to part early."""
 
 COUNTS = 3
 """Counts that are carried: visits, days and pages."""
@@ -179,13 +217,33 @@ MOODS = 8
 """Running sums of what a linear layer makes of pages."""
 
 
-def leaky_sums(values: Tensor, keep: Tensor) -> Tensor:
-    """Return a_t = keep_t a_(t-1) + values_t along the second axis; all shapes (n, T, S)."""
-    total, sums = values.new_zeros(values.shape[0], values.shape[2]), []
-    for value, left in zip(values.unbind(1), keep.unbind(1), strict=True):
-        total = torch.addcmul(value, left, total)
-        sums.append(total)
-    return torch.stack(sums, 1)
+def leaky_sums(values: Tensor, keep: Tensor, start: Tensor) -> Tensor:
+    """Return a_t = keep_t a_(t-1) + values_t along the second axis, shape (n, T, S), from ``start`` a_0 (n, S)."""
+    found: Tensor = _LeakySums.apply(values, keep, start)
+    return found
+
+
+class _LeakySums(torch.autograd.Function):
+    """The recurrence and its gradient, which is the same recurrence backwards: torch would record 3 T steps of it."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, keep: Tensor, start: Tensor) -> Tensor:
+        sums = values.clone()
+        total = start
+        for here, left in zip(sums.unbind(1), keep.unbind(1), strict=True):
+            total = here.addcmul_(left, total)
+        ctx.save_for_backward(keep, start, sums)
+        return sums
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keep, start, sums = ctx.saved_tensors
+        found = gradient.clone()
+        steps, lefts = found.unbind(1), keep.unbind(1)
+        for t in range(len(steps) - 1, 0, -1):
+            steps[t - 1].addcmul_(lefts[t], steps[t])
+        before = torch.cat([start[:, None], sums[:, :-1]], 1)
+        return found, found * before, steps[0] * lefts[0]
 
 
 def _count(gap: Tensor, number: Tensor) -> Tensor:

@@ -68,12 +68,16 @@ class Rows:
         counts = (start[1:] - start[:-1])[pages]
         rows = ranges(start[:-1][pages], counts)
         page = torch.repeat_interleave(torch.arange(len(pages), device=pages.device), counts)
-        taken: dict[str, Tensor | None] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("shopper", "page", "time"):
-                taken[field.name] = None if value is None else value[rows]
-        return replace(self, shopper=self.shopper[pages], page=page, time=time, **taken)  # type: ignore[arg-type]
+        return replace(self.only(rows), shopper=self.shopper[pages], page=page, time=time)
+
+    def only(self, rows: Tensor) -> Rows:
+        """Return those rows alone, of the same pages."""
+        taken = {
+            field.name: value[rows]
+            for field in fields(self)
+            if field.name not in ("shopper", "time") and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **taken)
 
 
 @dataclass(frozen=True)

@@ -372,16 +372,24 @@ class ShopperModel(nn.Module):
         assert self.memory is not None
         read = self.memory.summary(rows, self.item_vectors, self.line_vectors, keep_own)
         anybody = nn.functional.pad(self.scaled(rows.shopper), (0, TOLD + self.memory.wishes))
+        clicked = rows.clicked
+        bought = torch.zeros_like(clicked) if rows.converted is None else rows.converted.nan_to_num()
         with torch.no_grad():
-            odds = self.log_odds(anybody, rows, keep_own)
-            surprise = (rows.clicked - self.log_click(odds, rows).exp()) * (rows.item != EMPTY)
-            liked = (odds - self.click.base).tanh()
-            bought = torch.zeros_like(odds) if rows.converted is None else rows.converted.nan_to_num()
+            # Expected of an item by itself: what else its page shows matters little here, and costs much.
+            odds = self.click(self._apart(anybody)[0], rows, self.item_vectors, self.line_vectors, keep_own)
+            surprise = (clicked - self.log_click(odds, rows).exp()) * (rows.item != EMPTY)
+            excess = odds - self.click.base
+            liked = torch.stack([excess * clicked, excess.tanh() * clicked, excess * bought, excess.tanh() * bought], 1)
         tastes = self.click.tastes(rows, self.item_vectors, self.line_vectors, keep_own)
-        others = torch.stack([surprise, liked * rows.clicked, liked * bought], 1)
-        weighted = torch.cat([tastes * surprise[:, None], others], 1)
-        surprises = weighted.new_zeros(len(rows.shopper), weighted.shape[1]).index_add(0, rows.page, weighted)
-        return torch.cat([read, surprises], 1)
+        by_class = odds[:, None] + tastes @ self.memory.class_tastes.T
+        seen = by_class.sigmoid() * self.log_examination().detach().exp()[rows.position][:, None]
+        likely = torch.where(clicked[:, None] > 0, seen, 1 - seen).clamp(min=1e-6).log()
+        likely = (likely - likely.mean(1, keepdim=True)) * (rows.item != EMPTY)[:, None]
+        met = (tastes * clicked[:, None], tastes * bought[:, None])
+        weighted = torch.cat([tastes * surprise[:, None], surprise[:, None], likely, liked, *met], 1)
+        summed = weighted.new_zeros(len(rows.shopper), weighted.shape[1]).index_add(0, rows.page, weighted)
+        surprises = self.memory.surprises + likely.shape[1]
+        return torch.cat([summed[:, :surprises], read, summed[:, surprises:]], 1)
 
     def forward(self, shopper: Tensor, slate: Tensor, affinity: Tensor, state: Tensor | None = None) -> Tensor:
         """Return P(click) at each position of a slate, shape (B, K); 0 in an empty slot.

@@ -183,7 +183,7 @@ def fit_member(
     for epoch in range(1, epochs + 1):
         for rows in shopper_batches(log.rows, drawn, size, generator):
             keep = (torch.rand(len(model.item_vectors), generator=generator) >= config.id_dropout).float().to(device)
-            loss = negative_log_likelihood(model, rows, predict_rows(model, rows, keep)) / len(rows)
+            loss = negative_log_likelihood(model, rows, predict_rows(model, rows, keep, clicked_only=True)) / len(rows)
             loss = loss + _negative_log_prior(model, config) / n_rows
             optimizer.zero_grad()
             loss.backward()
@@ -204,22 +204,25 @@ def fit_member(
 def _mean_loss(model: ShopperModel, rows: Rows, units: Tensor) -> float:
     total, n = torch.zeros((), dtype=torch.float64), 0
     for batch in shopper_batches(rows, units, 1 << 16, None):
-        total += negative_log_likelihood(model, batch, predict_rows(model, batch)).double().cpu()
+        total += negative_log_likelihood(model, batch, predict_rows(model, batch, clicked_only=True)).double().cpu()
         n += len(batch)
     return float(total) / n if n else math.nan
 
 
 HISTORY_SCALES = {
     "match": 1.0,
-    "conversion": 0.05,
+    "conversion": 0.1,
     "position": 1.0,
     "offer_effect": 0.5,
+    "class_weights": 0.3,
     "own_taste": 0.02,
     "item_taste": 0.05,
     "line_taste": 0.1,
-    "memory.item": 0.3,
+    "memory.item": 0.4,
+    "memory.line": 0.4,
     "mood": 0.5,
-    "memory": 0.1,
+    "classes": 0.3,
+    "memory": 0.25,
     "shift": 0.5,
     "body": 0.1,
     "taste": 0.1,

@@ -121,12 +121,20 @@ def test_outcomes_that_are_not_known_are_as_if_nothing_came(seen):
 def test_leaky_sums_one_by_one(pages):
     values = torch.randn(3, pages, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keep = torch.rand(3, pages, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).clamp(min=1e-3)
-    keep[:, :, 3], total = 1.0, torch.zeros(3, 4, dtype=torch.float64)
-    got = leaky_sums(values, keep)
+    keep[:, :, 3] = 1.0
+    start = total = torch.randn(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    got = leaky_sums(values, keep, start)
     assert got.shape == values.shape
     for page in range(pages):
         total = keep[:, page] * total + values[:, page]
         torch.testing.assert_close(got[:, page], total)
+
+
+def test_the_gradient_of_leaky_sums():
+    draws = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 3), (2, 5, 3), (2, 3))
+    inputs = [torch.rand(shape, generator=draws, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(leaky_sums, inputs)
 
 
 def test_a_clock_tells_first_pages_and_gaps_apart():
