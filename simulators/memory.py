@@ -69,9 +69,7 @@ class Memory(nn.Module):
 
     def readable(self, carried: Tensor) -> Tensor:
         """Return what is carried (B, H) in a form for layers to read, shape (B, R)."""
-        unit, surprises, classes, moods, counts = carried.split(
-            [self.width, self.surprises, CLASSES, MOODS, COUNTS], 1
-        )
+        unit, surprises, classes, moods, counts = carried.split([self.width, self.surprises, CLASSES, MOODS, COUNTS], 1)
         visits, days, pages = counts.unbind(1)
         mean = surprises / (2.0 + pages[:, None] / 8.0)
         rate = (visits + 0.5).log() - (days + 7.0).log()
@@ -219,7 +217,7 @@ MOODS = 8
 
 def leaky_sums(values: Tensor, keep: Tensor, start: Tensor) -> Tensor:
     """Return a_t = keep_t a_(t-1) + values_t along the second axis, shape (n, T, S), from ``start`` a_0 (n, S)."""
-    found: Tensor = _LeakySums.apply(values, keep, start)
+    found: Tensor = _LeakySums.apply(values, keep, start)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -21,7 +21,7 @@ from hawker.simulators.likelihood import negative_log_likelihood, predict_rows
 from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import Architecture, Recorded, ShopperModel
 
-HISTORY_EPOCHS = 8
+HISTORY_EPOCHS = 10
 """Most passes over a log whose shoppers have a history; the step size falls to zero over them."""
 
 LONG = 100_000
@@ -177,8 +177,8 @@ def fit_member(
     n_rows = sum(len(batch) for batch in shopper_batches(log.rows, drawn, 1 << 20, None))
     size, epochs = config.batch, config.epochs
     if log.rows.time is not None:
-        # A hundred steps an epoch or more: weights of histories need them, and big batches of long ones are faster.
-        size, epochs = min(max(n_rows // 100, 256), 2 * config.batch), min(config.epochs, HISTORY_EPOCHS)
+        # A hundred steps an epoch or more: weights of histories need them.
+        size, epochs = min(max(n_rows // 100, 256), config.batch), min(config.epochs, HISTORY_EPOCHS)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / epochs)
     for epoch in range(1, epochs + 1):
         for rows in shopper_batches(log.rows, drawn, size, generator):

@@ -37,7 +37,8 @@ def test_the_whole_benchmark_in_small(bazaar: BazaarWorld, tmp_path: Path, monke
     report = bench_fidelity(small, told.append)
     json.dumps(report, allow_nan=False)
     expected = set(UNITS) - {name for name in UNITS if name.endswith("smollm2") or name.startswith("fit.")}
-    assert set(report["figures"]) == expected - {"bazaar.spread_against_error"}  # of one member
+    found = {name for name in report["figures"] if not name.startswith("cdnow.")}
+    assert found == {name for name in expected if not name.startswith("cdnow.")} - {"bazaar.spread_against_error"}
     assert "has not been fetched" in report["notes"][0]
     write_page(report, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()

@@ -11,6 +11,7 @@ from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
+from hawker.simulators.memory import CLASSES
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import (
     ARCHITECTURES,
@@ -230,6 +231,8 @@ def test_wishes_change_the_tastes_of_clicks_alone(everything):
     page, half = rows.page, memory.wishes // 2
     sums, pages = carried[:, memory.width : memory.width + memory.wishes], carried[:, -1:]
     wish = memory.gain * sums / (1 + pages * memory.wane.exp())
+    after = memory.width + memory.surprises
+    wish = wish + carried[:, after : after + CLASSES].softmax(1) @ memory.class_tastes
     item = model.click.item_taste(vectors[0]) + model.click.own_taste.weight
     line = model.click.line_taste(vectors[1])
     expected = (wish[page, :half] * item[rows.item]).sum(1)
