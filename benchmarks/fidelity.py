@@ -79,7 +79,7 @@ class FidelityConfig:
     pages: int = 2_000
     followed: int = 8_000
     readers: int = 600
-    fit: FitConfig = FitConfig(shares=(0.55, 0.35, 0.1))
+    fit: FitConfig = field(default_factory=lambda: FitConfig(shares=(0.55, 0.35, 0.1)))
     language_model: bool = True
     returns: ReturnConfig = field(default_factory=ReturnConfig)
     returns_seeds: tuple[int, ...] = (1, 2, 3)
