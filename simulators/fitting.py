@@ -12,12 +12,13 @@ from torch import Tensor
 
 from hawker.shop.context import ContextBuilder
 from hawker.shop.lines import Lines
+from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.calibration import calibrate
 from hawker.simulators.config import FitConfig
 from hawker.simulators.likelihood import Predicted, predict_rows
 from hawker.simulators.memory import days_at_risk
 from hawker.simulators.rows import EncodedLog, Rows, encode_log
-from hawker.simulators.shopper import ARCHITECTURES, HEADS, IDENTITY, Ensemble, Recorded, ShopperModel
+from hawker.simulators.shopper import HEADS, IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import bootstrap_shoppers, later_rows
 from hawker.simulators.training import Member, Trainer, of_units, train_members, unit_batches
 

@@ -18,9 +18,10 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.errors import InputError
 from hawker.shop.lines import Lines
 from hawker.shop.logs import Logs, read_logs
+from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
-from hawker.simulators.shopper import ARCHITECTURES, IDENTITY, Ensemble, Recorded, ShopperModel
+from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import PARTS, three_way
 
 META = "shoppers.json"

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from hawker.shop.context import ContextBuilder
 from hawker.shop.lines import Lines
+from hawker.simulators.appeal import Architecture, Recorded
 from hawker.simulators.config import FitConfig
 from hawker.simulators.likelihood import negative_log_likelihood, predict_rows
 from hawker.simulators.rows import EncodedLog, Rows
-from hawker.simulators.shopper import Architecture, Recorded, ShopperModel
+from hawker.simulators.shopper import ShopperModel
 
-HISTORY_EPOCHS = 10
+HISTORY_EPOCHS = 8
 """Most passes over a log whose shoppers have a history; the step size falls to zero over them."""
 
 LONG = 100_000
@@ -179,14 +180,15 @@ def fit_member(
     if log.rows.time is not None:
         # A hundred steps an epoch or more: weights of histories need them.
         size, epochs = min(max(n_rows // 100, 256), config.batch), min(config.epochs, HISTORY_EPOCHS)
+    precisions = [(parameter, 1.0 / scale**2) for parameter, scale in _prior_scales(model, config)]
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / epochs)
     for epoch in range(1, epochs + 1):
         for rows in shopper_batches(log.rows, drawn, size, generator):
             keep = (torch.rand(len(model.item_vectors), generator=generator) >= config.id_dropout).float().to(device)
             loss = negative_log_likelihood(model, rows, predict_rows(model, rows, keep, clicked_only=True)) / len(rows)
-            loss = loss + _negative_log_prior(model, config) / n_rows
             optimizer.zero_grad()
             loss.backward()
+            _add_prior(precisions, n_rows)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         decay.step()
@@ -231,14 +233,20 @@ HISTORY_SCALES = {
 """Prior standard deviations of the weights of shoppers with a history, by a part of their names; the first fits."""
 
 
-def _negative_log_prior(model: ShopperModel, config: FitConfig) -> Tensor:
-    """Gaussian priors around no effect: what a few clicks cannot show stays close to the mean."""
-    penalty = torch.zeros((), device=model.position.device)
+def _prior_scales(model: ShopperModel, config: FitConfig) -> Iterator[tuple[nn.Parameter, float]]:
+    """Yield weights with the standard deviation of their prior around no effect: few clicks stay close to the mean."""
     for name, parameter in model.named_parameters():
         if name.endswith(("base", "level", "amount_log_spread", "fade_page", "fade_day", "gain", "wane")):
             continue
         scale = config.taste_scale if "taste" in name else config.effect_scale
         if model.memory is not None:
             scale = next(value for part, value in HISTORY_SCALES.items() if part in name)
-        penalty = penalty + parameter.square().sum() / (2 * scale**2)
-    return penalty
+        yield parameter, scale
+
+
+@torch.no_grad()
+def _add_prior(precisions: list[tuple[nn.Parameter, float]], n_rows: int) -> None:
+    """Add the gradient of the prior's mean per row to what ``backward`` left: faster than recording it."""
+    for parameter, precision in precisions:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter, alpha=precision / n_rows)

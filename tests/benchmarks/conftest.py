@@ -25,11 +25,12 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.language import Encoder, load_encoder
 from hawker.shop.lines import Lines
 from hawker.shop.logs import read_logs
+from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.rows import Rows
-from hawker.simulators.shopper import ARCHITECTURES, IDENTITY, Ensemble, Recorded, ShopperModel
+from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.store import FittedShoppers
 
 MOSTLY_ESTIMATES = FitConfig(shares=(0.02, 0.02, 0.96))

@@ -21,9 +21,10 @@ from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
+from hawker.simulators.appeal import Architecture
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.planted import PlantedWorld
-from hawker.simulators.shopper import IDENTITY, Architecture, Ensemble, ShopperModel
+from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.small import small_world
 from hawker.simulators.world import Shoppers, World
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from hawker.simulators.appeal import Recorded
 from hawker.simulators.fidelity import (
     auc_figure,
     batches,
@@ -20,7 +21,7 @@ from hawker.simulators.fidelity import (
 )
 from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.rows import encode_log
-from hawker.simulators.shopper import Recorded, calibrated
+from hawker.simulators.shopper import calibrated
 from hawker.simulators.split import three_way
 
 Z = 1.959964

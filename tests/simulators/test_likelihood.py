@@ -10,12 +10,13 @@ import torch
 from hawker.shop.context import ContextBuilder
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
+from hawker.simulators.appeal import Architecture, Recorded
 from hawker.simulators.calibration import calibrate
 from hawker.simulators.fitting import calibrate_ensemble
 from hawker.simulators.likelihood import log_loss, negative_log_likelihood, predict_rows
 from hawker.simulators.memory import EDGES
 from hawker.simulators.rows import Rows, encode_log
-from hawker.simulators.shopper import HEADS, Architecture, Recorded, ShopperModel
+from hawker.simulators.shopper import HEADS, ShopperModel
 from hawker.simulators.small import small_tables
 from hawker.simulators.split import later_rows
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hawker.shop.context import ContextBuilder
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
+from hawker.simulators.appeal import Architecture, Recorded
 from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.memory import EDGES, clock_of, days_at_risk, leaky_sums
 from hawker.simulators.rows import Rows, encode_log
-from hawker.simulators.shopper import Architecture, Recorded, ShopperModel
+from hawker.simulators.shopper import ShopperModel
 
 CPU = torch.device("cpu")
 

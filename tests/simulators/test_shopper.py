@@ -11,20 +11,10 @@ from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
+from hawker.simulators.appeal import ARCHITECTURES, Architecture, Recorded
 from hawker.simulators.memory import CLASSES
 from hawker.simulators.rows import Rows, encode_log
-from hawker.simulators.shopper import (
-    ARCHITECTURES,
-    HEADS,
-    IDENTITY,
-    Architecture,
-    Ensemble,
-    Recorded,
-    ShopperModel,
-    calibrated,
-    log_odds,
-    slate_rows,
-)
+from hawker.simulators.shopper import HEADS, IDENTITY, Ensemble, ShopperModel, calibrated, log_odds, slate_rows
 from hawker.simulators.small import small_tables
 
 SIZE = 3
@@ -221,7 +211,7 @@ def test_copy_offers_and_ads_have_effects_by_hand(everything, head):
     torch.testing.assert_close(appeal(person, silent, *vectors), bare)
 
 
-def test_wishes_change_the_tastes_of_clicks_alone(everything):
+def test_wishes_change_the_tastes_of_clicks(everything):
     model, rows, _ = everything
     memory, vectors = model.memory, (model.item_vectors, model.line_vectors)
     carried = torch.rand(len(rows.shopper), memory.hidden, generator=torch.Generator().manual_seed(2))
@@ -235,12 +225,14 @@ def test_wishes_change_the_tastes_of_clicks_alone(everything):
     wish = wish + carried[:, after : after + CLASSES].softmax(1) @ memory.class_tastes
     item = model.click.item_taste(vectors[0]) + model.click.own_taste.weight
     line = model.click.line_taste(vectors[1])
-    expected = (wish[page, :half] * item[rows.item]).sum(1)
-    expected += torch.where(rows.line < 0, 0.0, (wish[page, half:] * line[rows.line]).sum(1))
+    liked = (wish[page, :half] * item[rows.item]).sum(1)
+    expected = liked + torch.where(rows.line < 0, 0.0, (wish[page, half:] * line[rows.line]).sum(1))
     odds = [model.log_odds(who, rows) for who in (person, nobody)]
     assert (expected != 0).all()
     torch.testing.assert_close(odds[0] - odds[1], expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(*(model.conversion_odds(who, rows, odds[0]) for who in (person, nobody)))
+    # Purchases see them through the clicks alone: how much an item is liked, and how much all the rest.
+    one, other = (model.conversion_odds(who, rows, odds[0]) for who in (person, nobody))
+    torch.testing.assert_close(one - other, (model.match[0] - model.match[1]) * liked, atol=1e-4, rtol=1e-4)
 
 
 def test_a_line_is_judged_by_its_words(everything):
