@@ -15,13 +15,10 @@ from hawker.agents.ppo import SeededRolloutBuffer, SlateActorCriticPolicy
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.envs.storefront import to_observation
 from hawker.shop.artefacts import read_json, verify_directory, write_directory, write_json
-from hawker.shop.context import Context
 from hawker.shop.errors import InputError
-from hawker.simulators.world import Shoppers
 
 STATE = "state.json"
 TENSORS = "state.safetensors"
-CONTEXT = ("shopper", "candidates", "mask", "affinity")
 
 
 def save_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
@@ -33,16 +30,12 @@ def save_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
         made_by: What a checkpoint must agree on to be resumed: config and digest of the shoppers.
     """
     policy, env, buffer = _parts(model)
-    shoppers = env.storefront.shoppers
     tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
     for i, moments in policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
-    tensors |= {f"context.{name}": getattr(shoppers.context, name) for name in CONTEXT}
-    tensors |= {f"state.{name}": value for name, value in shoppers.state.items()}
+    tensors |= {f"shop.{name}": value for name, value in env.storefront.tensors().items()}
     tensors |= {
-        "member": shoppers.member,
         "episode_starts": torch.as_tensor(model._last_episode_starts),
-        "generator.env": env.storefront.generator.get_state(),
         "generator.policy": policy.generator.get_state(),
     }
     state = {
@@ -75,9 +68,7 @@ def load_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
             moments.setdefault(int(i), {})[key] = value
         groups = policy.optimizer.state_dict()["param_groups"]
         policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        context = Context(*(tensors[f"context.{name}"] for name in CONTEXT))
-        env.storefront.shoppers = Shoppers(context, tensors["member"], _under(tensors, "state."))
-        env.storefront.generator.set_state(tensors["generator.env"].cpu())
+        env.storefront.load_tensors(_under(tensors, "shop."))
         policy.generator.set_state(tensors["generator.policy"].cpu())
         model._last_episode_starts = tensors["episode_starts"].cpu().numpy()
         buffer.generator.bit_generator.state = state["order"]
@@ -86,7 +77,7 @@ def load_checkpoint(path: Path, model: PPO, made_by: dict[str, Any]) -> None:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError("not a checkpoint of this version", where=path, got=str(error).splitlines()[0]) from None
-    model._last_obs = to_observation(context)
+    model._last_obs = to_observation(env.storefront.observation)
 
 
 def _require_same(found: dict[str, Any], made_by: dict[str, Any], path: Path, prefix: str = "") -> None:

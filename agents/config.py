@@ -43,3 +43,39 @@ class TrainConfig:
     reward: RewardSpec = field(default_factory=RewardSpec)
     seed: int = 0
     device: str = "auto"
+
+
+@dataclass(frozen=True)
+class PageTrainConfig:
+    """How whole pages are learned in a storefront; the defaults suit shops of about a thousand items.
+
+    Advantages have mean 0 and spread 1 in every rollout, whatever the reward's unit, and the critic learns rewards in
+    units of the returns' root mean square: nothing here depends on the scale of the reward.
+
+    Attributes:
+        steps: Pages to learn from, rounded up to whole rollouts.
+        shoppers: Shoppers simulated at once.
+        pages: Pages of each shopper in a rollout.
+        batch: Pages of a gradient step.
+        epochs: Passes over each rollout.
+        learning_rate: Adam's step size.
+        clip: PPO's clipping range of the probability ratio of a whole page.
+        entropy: Weight of the page's entropy (nats, tens of them for a full slate) beside advantages of spread 1.
+        discount: Discount from one page to the next, beside the reward's own discount per day.
+        trace: Lambda of the generalised advantage estimate, 0 to 1.
+        hidden: Width of the actor and the critic.
+        seed: Decides first weights, shoppers, pages and minibatches.
+    """
+
+    steps: int = 2_000_000
+    shoppers: int = 1024
+    pages: int = 16
+    batch: int = 4096
+    epochs: int = 2
+    learning_rate: float = 3e-3
+    clip: float = 0.2
+    entropy: float = 5e-4
+    discount: float = 1.0
+    trace: float = 0.95
+    hidden: int = 64
+    seed: int = 0

@@ -177,6 +177,6 @@ def reward_figure(strategy: Strategy, world: World, reward: RewardSpec, seed: in
     shoppers = world.arrive(EVALUATION_PAGES, generator)
     decision = strategy.propose(shoppers.context, generator)
     _, outcome = world.respond(shoppers, decision, generator)
-    values = torch.stack(list(reward.components(outcome).values())).sum(0)
+    values = torch.stack(list(reward.components(outcome, decision, world.bids).values())).sum(0)
     mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
     return figure(mean, mean - half, mean + half, len(values), "reward per page")

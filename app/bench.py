@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
+from hawker.benchmarks import speed
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -73,6 +74,18 @@ def run_fidelity(
 
         write_page(report, page)
     return report
+
+
+def run_speed(shoppers: Path | None, quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench speed``; ``shoppers`` is a directory of fitted shoppers instead of those of the benchmark.
+
+    Raises:
+        InputError: The shoppers cannot be used.
+    """
+    threads = choose_threads()
+    report = speed.bench_speed(replace(speed.QUICK if quick else speed.SpeedConfig(), shoppers=shoppers), progress)
+    options = [*(["--quick"] if quick else []), *(["--shoppers", str(shoppers)] if shoppers else [])]
+    return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "speed", *options])}
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from typing import Annotated, Any, Literal, Protocol
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from hawker.agents.config import TrainConfig
+from hawker.app.bench_commands import BENCHES
+from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, say, text_table
-from hawker.shop.artefacts import read_json, write_json
+from hawker.shop.artefacts import read_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
 
-Json = Annotated[Path | None, arg(metavar="PATH", help="Write the report as JSON here, for machines.")]
 ConfigFile = Annotated[
     Path | None, arg(metavar="FILE", help="YAML with options of this command; options given here win over it.")
 ]
@@ -56,7 +57,7 @@ class Demo:
         from hawker.app.demo import demo
 
         report = demo(self.logs, self.campaign, Run(self.out), self.seed)
-        _write(self.json, report)
+        write_report(self.json, report)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class LogsImport:
         console().print(text_table(str(self.out), ("table", "rows"), rows, right=(1,)))
         for note in report.notes:
             say(f"- {note}")
-        _write(self.json, {"format": report.format, "rows": report.rows, "quarantined": report.quarantined})
+        write_report(self.json, {"format": report.format, "rows": report.rows, "quarantined": report.quarantined})
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class LogsCheck:
         report = check_logs(self.logs)
         rows = [(f.level, f.name, f.text) for f in report.findings]
         console().print(text_table(str(self.logs), ("level", "what", "finding"), rows))
-        _write(self.json, report.to_dict())
+        write_report(self.json, report.to_dict())
         if self.clean is not None:
             cleaned = clean_logs(self.logs, self.clean)
             say(f"{cleaned.out}: {cleaned.quarantined:,} rows in quarantine")
@@ -178,7 +179,7 @@ class LogsSimulate:
         rows = [(name, f"{count:,}") for name, count in meta["rows"].items()]
         rows += [(name, f"{meta[name]:,}") for name in ("visits", "clicks", "purchases")]
         console().print(text_table(str(self.out), ("what", "count"), rows, right=(1,)))
-        _write(self.json, meta)
+        write_report(self.json, meta)
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Fit:
             _, report = (fit_events if alone else fit)(self.logs, self.out, self.fitting, status.update)
         (print_returns if alone else print_fidelity)(report)
         say(f"{'return model' if alone else 'shoppers'}: {self.out}")
-        _write(self.json, report)
+        write_report(self.json, report)
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class Train:
             _, report = train(Run(self.run_), self.training, self.resume, update)
         console().print(figure_table("In the world it was trained in (an upper bound)", report["figures"]))
         say(f"policy: {Run(self.run_).policy}")
-        _write(self.json, report)
+        write_report(self.json, report)
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ class Ope:
         arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.policy or ("random", "trained")]
         report = evaluate(shoppers, arms, level=self.level, force=self.force, seed=self.seed)
         print_ope(report)
-        _write(self.json, report)
+        write_report(self.json, report)
         if report["refused"] and not self.force:
             name, reason = next(iter(report["refused"].items()))
             raise InputError(
@@ -316,7 +317,7 @@ class Ab:
         arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.arms]
         report = ab_test(arms, shoppers.world("judge"), shoppers=self.shoppers, seed=self.seed)
         print_ab(report)
-        _write(self.json, report)
+        write_report(self.json, report)
 
 
 @dataclass(frozen=True)
@@ -341,7 +342,7 @@ class Export:
 
         report = export_bundle(TrainedStrategy.load(Run(self.run_).policy, torch.device("cpu")), self.bundle)
         console().print(figure_table(f"bundle: {self.bundle}", report["figures"]))
-        _write(self.json, report)
+        write_report(self.json, report)
 
 
 @dataclass(frozen=True)
@@ -371,67 +372,7 @@ class Decide:
         bundle = Bundle.load(self.bundle)
         decision = decide_request(bundle, request, str(self.context), None if self.greedy else self.seed)
         print(json.dumps(decision, indent=1))
-        _write(self.json, decision)
-
-
-@dataclass(frozen=True)
-class BenchSignal:
-    """Plant click effects in logs of a shop's own shape and see whether the line finds them.
-
-    Args:
-        logs: A logs directory to take shoppers, items and times from; by default the Open Bandit sample.
-        impressions: Rows of each planted log.
-        ctr: Planted click rate.
-        seeds: Planted worlds.
-        repeats: Logs drawn to count how often intervals hold the truth.
-        quick: One small world and few repeats, for a look.
-    """
-
-    logs: Path | None = None
-    impressions: int = 200_000
-    ctr: float = 0.02
-    seeds: tuple[int, ...] = (11, 12, 13)
-    repeats: int = 100
-    quick: bool = False
-    json: Json = None
-
-    def run(self) -> None:
-        """Run the benchmark."""
-        from hawker.app.bench import run_signal
-
-        report = run_signal(
-            self.logs, self.impressions, self.ctr, self.seeds, self.repeats, self.quick, console().print
-        )
-        console().print(figure_table("A planted signal", report["figures"]))
-        _write(self.json, report)
-
-
-@dataclass(frozen=True)
-class BenchFidelity:
-    """Fit shoppers to logs of a gold world and hold them against its truth.
-
-    Args:
-        variant: The bazaar: a shipped variant (cascade, inert, weibull) or a YAML file; by default the base.
-        seeds: Logs, each with its own fit and fresh shoppers. Logs and fits are kept under $HAWKER_HOME/bench.
-        quick: One small log, for a look.
-        html: Write reliability diagrams and distributions here, as one page that needs nothing else.
-    """
-
-    variant: str | None = None
-    seeds: tuple[int, ...] = (21, 22, 23)
-    quick: bool = False
-    html: Annotated[Path | None, arg(metavar="PATH")] = None
-    json: Json = None
-
-    def run(self) -> None:
-        """Run the benchmark."""
-        from hawker.app.bench import run_fidelity
-
-        report = run_fidelity(self.variant, self.seeds, self.quick, self.html, console().print)
-        console().print(figure_table("How far the learned shoppers can be believed", report["figures"]))
-        for note in report["notes"]:
-            console().print(f"- {note}")
-        _write(self.json, report)
+        write_report(self.json, decision)
 
 
 @dataclass(frozen=True)
@@ -454,7 +395,7 @@ class ModelFetch:
         with console().status("fetching") as status:
             path = fetch_model(self.name, self.out, status.update)
         say(f"model: {path}")
-        _write(self.json, {"model": self.name, "path": str(path)})
+        write_report(self.json, {"model": self.name, "path": str(path)})
 
 
 COMMANDS: dict[str, Callable[..., Command]] = {
@@ -469,8 +410,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "export": Export,
     "decide": Decide,
     "model fetch": ModelFetch,
-    "bench signal": BenchSignal,
-    "bench fidelity": BenchFidelity,
+    **BENCHES,
 }
 
 CONFIGS: dict[str, tuple[str, type[Any]]] = {"fit": ("fitting", FitConfig), "train": ("training", TrainConfig)}
@@ -483,8 +423,3 @@ def _load_shoppers(run: Run) -> Any:
     from hawker.simulators.store import load_shoppers
 
     return load_shoppers(run.shoppers, torch.device("cpu"))
-
-
-def _write(path: Path | None, report: dict[str, Any]) -> None:
-    if path is not None:
-        write_json(path, report)

@@ -204,13 +204,14 @@ def _visit(arm: Strategy, world: World, shoppers: Shoppers, reward: RewardSpec, 
     n = len(shoppers.member)
     counted = torch.zeros(n, len(COLUMNS), dtype=torch.float64, device=world.device)
     there = torch.arange(n, device=world.device)
+    previous = torch.full((n, world.size), EMPTY, device=world.device)
     for _ in range(MAX_PAGES):
         decision = _propose(arm, shoppers.context, generator)
         after, outcome = world.respond(shoppers, decision, generator)
         if not bool(torch.isfinite(outcome.click_probability).all()):
             raise InputError("the world's click probability is not a number", where=f"arm {arm.name}")
         worth = torch.zeros(len(decision.slate), dtype=torch.float64, device=world.device)
-        for part in reward.components(outcome).values():
+        for part in reward.components(outcome, decision, world.bids, previous).values():
             worth = worth + part
         shown = (decision.slate != EMPTY).sum(1)
         counted[there] += torch.stack([torch.ones_like(worth), shown, outcome.clicked.sum(1), worth], 1)
@@ -218,7 +219,7 @@ def _visit(arm: Strategy, world: World, shoppers: Shoppers, reward: RewardSpec, 
         if bool(ended.all()):
             return counted
         stay = (~ended).nonzero().squeeze(1)
-        there, shoppers = there[stay], after.take(stay)
+        there, shoppers, previous = there[stay], after.take(stay), decision.slate[stay]
     raise RuntimeError(f"after {MAX_PAGES} pages {len(there)} of {n} shoppers are still there")
 
 

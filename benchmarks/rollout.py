@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hawker.shop.decision import EMPTY
+from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.simulators.diary import Proposer
 from hawker.simulators.world import World
 
@@ -36,15 +36,25 @@ class Totals:
     Attributes:
         clicks, purchases: Expected numbers given the pages that were seen: the sums of the world's probabilities. They
             have the mean of what was drawn, with less noise.
+        revenue: Currency earned by purchases, as drawn; 0 where a world knows none.
+        ad_income: Currency earned by clicks on ads, expected likewise.
+        ads: Ads shown.
         impressions: Items shown.
         pages: Pages seen.
+        back: P(the second visit begins within 7 days of the first one's end), 0 where a world knows no returns.
+        exposure: How often each item was shown to anybody, shape (I,).
         visits: Every visit.
     """
 
     clicks: Tensor
     purchases: Tensor
+    revenue: Tensor
+    ad_income: Tensor
+    ads: Tensor
     impressions: Tensor
     pages: Tensor
+    back: Tensor
+    exposure: Tensor
     visits: Visits
 
     def reward(self, click: float = 1.0, purchase: float = 5.0) -> Tensor:
@@ -66,21 +76,21 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
     here, who = world.arrive(shoppers, generator), torch.arange(shoppers, device=world.device)
     day = torch.zeros(shoppers, device=world.device)
     visit, pages, clicks = (torch.zeros_like(who) for _ in range(3))
-    totals = {name: torch.zeros(shoppers, device=world.device) for name in ("click", "purchase", "shown", "pages")}
+    names = ("clicks", "purchases", "revenue", "ad_income", "ads", "impressions", "pages", "back")
+    totals = {name: torch.zeros(shoppers, device=world.device) for name in names}
+    exposure = torch.zeros(len(world.bids), device=world.device)
     ended: list[tuple[Tensor, ...]] = []
     while len(who):
         decision = strategy.propose(here.context, generator)
         here, outcome = world.respond(here, decision, generator)
-        click = outcome.click_probability
-        purchase = torch.zeros_like(click)
-        if outcome.conversion_probability is not None:
-            purchase = click * outcome.conversion_probability
-        shown = (decision.slate != EMPTY).sum(1).float()
-        seen = (click.sum(1), purchase.sum(1), shown, torch.ones_like(shown))
-        for total, value in zip(totals.values(), seen, strict=True):
-            total.index_add_(0, who, value)
-        pages, clicks = pages + 1, clicks + outcome.clicked.sum(1).long()
         leave = outcome.gone if outcome.leave is None else outcome.leave
+        for name, value in _of_page(world, decision, outcome).items():
+            totals[name].index_add_(0, who, value)
+        if outcome.return_probability is not None:
+            totals["back"].index_add_(0, who, outcome.return_probability * (leave & (visit == 0)))
+        shown = decision.slate != EMPTY
+        exposure.index_add_(0, decision.slate.clamp(min=0).flatten(), shown.float().flatten())
+        pages, clicks = pages + 1, clicks + outcome.clicked.sum(1).long()
         ended.append(tuple(part[leave] for part in (who, visit, pages, clicks)))
         visit, pages, clicks = visit + leave, pages.masked_fill(leave, 0), clicks.masked_fill(leave, 0)
         if outcome.days is not None:
@@ -89,4 +99,25 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
         here = here.take(stay)
         who, day, visit, pages, clicks = (part[stay] for part in (who, day, visit, pages, clicks))
     visits = Visits(*(torch.cat(part) for part in zip(*ended, strict=True)))
-    return Totals(totals["click"], totals["purchase"], totals["shown"], totals["pages"], visits)
+    return Totals(**totals, exposure=exposure, visits=visits)
+
+
+def _of_page(world: World, decision: Decision[Tensor], outcome: Outcome[Tensor]) -> dict[str, Tensor]:
+    """Return what one page adds to the totals of its shoppers, each (N,)."""
+    click, slate = outcome.click_probability, decision.slate
+    none = torch.zeros_like(click[:, 0])
+    purchases = none if outcome.conversion_probability is None else (click * outcome.conversion_probability).sum(1)
+    ads, income = none, none
+    if decision.ad is not None:
+        ads, slot = (decision.ad != EMPTY).float(), decision.ad.clamp(min=0)[:, None]
+        earned = click * world.bids[slate.clamp(min=0)]
+        income = ads * earned.gather(1, slot).squeeze(1)
+    return {
+        "clicks": click.sum(1),
+        "purchases": purchases,
+        "revenue": none if outcome.revenue is None else outcome.revenue.sum(1),
+        "ad_income": income,
+        "ads": ads,
+        "impressions": (slate != EMPTY).sum(1).float(),
+        "pages": torch.ones_like(none),
+    }

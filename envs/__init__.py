@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-gym.register(
-    id="hawker/Recommend-v0",
-    entry_point="hawker.envs.storefront:RecommendEnv",
-    vector_entry_point="hawker.envs.storefront:RecommendVectorEnv",
-)
+for _name in ("Storefront", "Recommend", "AdPlacement", "Copywriting"):
+    gym.register(
+        id=f"hawker/{_name}-v0",
+        entry_point=f"hawker.envs.environments:{_name}Env",
+        vector_entry_point=f"hawker.envs.environments:{_name}VectorEnv",
+    )

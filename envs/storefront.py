@@ -1,24 +1,21 @@
-"""The storefront: a batch of simulated shoppers as a Gymnasium environment."""
+"""The storefront: a batch of simulated shoppers, one page each per step, as tensors on one device."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from hawker.policies.protocol import slate_of
+from hawker.envs.page import RECOMMEND, Layout, Parts, Rules, decide, ranking
 from hawker.shop.context import Context
-from hawker.shop.decision import EMPTY, Decision
+from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
-from hawker.simulators.small import small_world
 from hawker.simulators.world import Shoppers, World
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -27,253 +24,313 @@ Observation: TypeAlias = dict[str, Array]
 LIMIT = 1e30
 """Bound of a feature in the observation space: features are in the units of the logs, and Gymnasium wants a bound."""
 
+REFILL = 8
+"""Steps in which all shoppers who wait to arrive are drawn anew."""
 
-def observation_space(world: World) -> spaces.Space[Any]:
-    """Return the space of one shopper's context; see the environments' docstrings."""
+FAR = 10**9
+"""Pages since the last ad of a shopper who has seen none."""
+
+START = {"day": 0.0, "gap": 0.0, "page": 0, "pages": 0, "ads": 0, "since": FAR, "previous": EMPTY}
+"""What is kept of a shopper beside the world: day of the episode; days since the page before; number of the page in the
+visit; pages and pages with an ad so far; pages since the last ad; the visit's previous slate."""
+
+
+def observation_space(world: World, parts: Parts = RECOMMEND) -> spaces.Space[Any]:
+    """Return the space of what is seen of one shopper; see the environments' docstrings."""
     n_items, choices, width = len(world.builder.catalog), world.choices, world.builder.shopper.width
-    return spaces.Dict(
-        {
-            "shopper": spaces.Box(-LIMIT, LIMIT, (width,), np.float32),
-            "candidates": spaces.Box(0, max(n_items - 1, 0), (choices,), np.int64),
-            "mask": spaces.MultiBinary(choices),
-            "affinity": spaces.Box(-LIMIT, LIMIT, (choices,), np.float32),
-        }
-    )
+    seen: dict[str, spaces.Space[Any]] = {
+        "shopper": spaces.Box(-LIMIT, LIMIT, (width,), np.float32),
+        "candidates": spaces.Box(0, max(n_items - 1, 1), (choices,), np.int64),  # Gymnasium wants two values or more
+        "mask": spaces.MultiBinary(choices),
+        "affinity": spaces.Box(-LIMIT, LIMIT, (choices,), np.float32),
+    }
+    if parts != RECOMMEND:
+        seen["page"] = spaces.Box(0, FAR, (1,), np.int64)
+        seen["gap"] = spaces.Box(0, LIMIT, (1,), np.float32)
+    if parts.ad:
+        seen["ad_mask"] = spaces.MultiBinary(choices)
+    if not parts.slate:
+        seen["given"] = spaces.Box(EMPTY, max(choices - 1, 0), (world.size,), np.int64)
+    return spaces.Dict(seen)
 
 
-def action_space(world: World) -> spaces.MultiDiscrete:
-    """Return the space of one slate: K places in the candidate list."""
-    return spaces.MultiDiscrete([world.choices] * world.size)
+def action_space(world: World, parts: Parts = RECOMMEND) -> spaces.MultiDiscrete:
+    """Return the space of one page's decisions; see the environments' docstrings."""
+    return spaces.MultiDiscrete(Layout.of(world, parts).values)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step brought, as tensors on the world's device.
+
+    Attributes:
+        observation: The next page of every shopper, with new shoppers in the places of those whose episode ended.
+        reward: Shape (N,).
+        terminated: True where the shopper is gone, shape (N,).
+        truncated: True where the horizon has been reached instead, shape (N,).
+        happened: By name, each (N,): the reward's parts (``reward_*``), ``clicks``, ``empty_slots``, ``refused``
+            choices, ``ads`` shown, the ``day`` of the episode on which the page was seen, and ``discount``, the factor
+            on what comes after it.
+    """
+
+    observation: dict[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    happened: dict[str, Tensor]
 
 
 class Storefront:
-    """N shoppers of a world, one page each per step, as tensors; the environments below put it into their forms.
+    """N shoppers of a world; the environments put it into their forms. A step moves nothing between host and device.
 
     Attributes:
         world: What answers.
         n: Shoppers in the batch.
+        layout: What is decided, and where it stands in an action.
+        rules: What the shop holds to.
         shoppers: The batch at its current page; there is none before the first ``reset``.
+        observation: What is to be seen of it, by name, each (N, ...).
         generator: Source of everything that is drawn.
+        shown: The context, decision and outcome of the last page of every shopper; None before the first step.
+        repeats: How many arrivals were of someone who had arrived before, see ``_arrivals``: shape ().
     """
 
     shoppers: Shoppers
+    observation: dict[str, Tensor]
 
-    def __init__(self, world: World, n: int, reward: RewardSpec) -> None:
+    def __init__(
+        self,
+        world: World,
+        n: int,
+        reward: RewardSpec,
+        parts: Parts = RECOMMEND,
+        rules: Rules | None = None,
+        popularity: Tensor | None = None,
+    ) -> None:
+        """Open the shop.
+
+        Args:
+            world: What answers.
+            n: Shoppers, N.
+            reward: What a page is worth.
+            parts: What is decided.
+            rules: What the shop holds to; by default episodes have no horizon and ads no limits.
+            popularity: By what items are ranked where the slate is not decided, shape (I,); by default the catalog's
+                ``popularity``, or the candidates' own order where it has none.
+
+        Raises:
+            InputError: No shoppers.
+        """
         if n < 1:
             raise InputError("no shoppers", where="num_envs", got=n, expected="at least 1")
-        self.world, self.n, self._reward = world, n, reward
+        self.world, self.n, self._reward, self.rules = world, n, reward, rules or Rules()
+        self.layout = Layout.of(world, parts)
         self.generator = torch.Generator(world.device)
+        self.shown: tuple[Context[Tensor], Decision[Tensor], Outcome[Tensor]] | None = None
+        self._has_ad = world.bids > 0
+        self._bids = world.bids if parts.ad and bool(self._has_ad.any()) else None
+        self._popularity = _popularity(world) if popularity is None else popularity.to(world.device)
+        self._clear()
+
+    def _clear(self) -> None:
+        device = self.world.device
+        self._diary = {
+            name: torch.full((self.n, self.world.size) if name == "previous" else (self.n,), value, device=device)
+            for name, value in START.items()
+        }
+        self._before: tuple[Shoppers, Shoppers, Tensor, dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._waiting: Shoppers | None = None
+        self._uses = torch.zeros(self.n, dtype=torch.int64, device=device)
+        self._head = torch.zeros((), dtype=torch.int64, device=device)
+        self._drawn = 0
+        self.repeats = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset(self, seed: int | None) -> Context[Tensor]:
         """Replace all shoppers by new ones, reseeding the generator first where a seed is given."""
         if seed is not None:
             self.generator.manual_seed(seed)
+        self._clear()
+        self.shown = None
         self.shoppers = self.world.arrive(self.n, self.generator)
+        self.observation = self._seen(self.shoppers.context, self._diary)
         return self.shoppers.context
 
-    def step(self, picks: Tensor) -> tuple[Context[Tensor], Tensor, Tensor, dict[str, Tensor]]:
-        """Show a slate to every shopper.
+    def step(self, actions: Tensor) -> Step:
+        """Show every shopper a page.
 
         Args:
-            picks: Places in the candidate list, shape (N, K); ``EMPTY`` leaves a slot empty, and so does a place that
-                is not eligible or already shown further up.
-
-        Returns:
-            The next page's contexts, with new shoppers where old ones are gone; the rewards (N,); who is gone (N,);
-            and what happened, each (N,): the reward's parts, "clicks", "empty_slots".
+            actions: The pages asked for, shape (N, A), see ``Layout``; what must not be is left out, see ``decide``.
         """
-        slate = slate_of(self.shoppers.context, first_picks(picks, self.shoppers.context.mask))
-        # Worlds do not look at the probability with which a slate was chosen.
-        decision = Decision(slate, torch.zeros(self.n, device=self.world.device))
-        after, outcome = self.world.respond(self.shoppers, decision, self.generator)
-        parts = self._reward.components(outcome)
-        reward = torch.stack(list(parts.values())).sum(0)
-        fresh = self.world.arrive(self.n, self.generator)
-        self.shoppers = after.replaced(outcome.gone, fresh)
-        happened = {f"reward_{name}": part for name, part in parts.items()}
-        happened["clicks"] = outcome.clicked.sum(1)
-        happened["empty_slots"] = (slate == EMPTY).sum(1)
-        return self.shoppers.context, reward, outcome.gone, happened
-
-    def picks(self, actions: Array) -> Tensor:
-        """Return N actions as picks for ``step``.
-
-        Raises:
-            InputError: They are not N times K integers.
-        """
-        picks, shape = np.asarray(actions), (self.n, self.world.size)
-        if picks.shape != shape or not np.issubdtype(picks.dtype, np.integer):
-            got = f"{picks.dtype} of shape {picks.shape}"
-            raise InputError("bad action", where="step", got=got, expected=f"integers of shape {shape}")
-        return torch.as_tensor(picks, device=self.world.device, dtype=torch.long)
-
-
-def first_picks(picks: Tensor, mask: Tensor) -> Tensor:
-    """Return the picks with every repeat and every ineligible place emptied: shapes (N, K), (N, C) to (N, K)."""
-    outside = (picks < 0) | (picks >= mask.shape[1])
-    places = picks.masked_fill(outside, 0)
-    same = (places[:, :, None] == places[:, None, :]) & ~outside[:, None, :]
-    repeated = same.tril(diagonal=-1).any(2)
-    return places.masked_fill(outside | repeated | ~mask.gather(1, places), EMPTY)
-
-
-def to_observation(context: Context[Tensor]) -> Observation:
-    """Return a context as the environments' observation: a dict of arrays with a leading axis N."""
-    arrays = context.map(lambda array: array.cpu().numpy())
-    return {
-        "shopper": arrays.shopper,
-        "candidates": arrays.candidates,
-        "mask": arrays.mask.astype(np.int8),
-        "affinity": arrays.affinity,
-    }
-
-
-class RecommendVectorEnv(VectorEnv[Observation, Array, Array]):
-    """``hawker/Recommend-v0`` for N shoppers at once: the real environment; ``RecommendEnv`` is N = 1 of it.
-
-    Spaces, rewards and information are those of ``RecommendEnv`` with a leading axis N. A shopper who is gone is
-    replaced in the same step; as nothing of them is left to see, their last observation is the page they answered.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        world: World | None = None,
-        reward: RewardSpec | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        self.storefront = Storefront(world or small_world(), num_envs, reward or RewardSpec())
-        self.num_envs, self.render_mode = num_envs, render_mode
-        self.single_observation_space = observation_space(self.storefront.world)
-        self.single_action_space = action_space(self.storefront.world)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Start N new shoppers; ``seed`` is one integer for the batch, or a list whose first entry is taken."""
-        first = seed[0] if isinstance(seed, (list, tuple)) else seed
-        super().reset(seed=first)
-        context = self.storefront.reset(_seed_from(self, first))
-        return _owned(to_observation(context)), {}
-
-    def step(self, actions: Array) -> tuple[Observation, Array, Array, Array, dict[str, Any]]:
-        """Show N slates; arrays with a leading axis N."""
-        answered = self.storefront.shoppers.context
-        context, reward, gone, happened = self.storefront.step(self.storefront.picks(actions))
-        info: dict[str, Any] = {name: value.cpu().numpy() for name, value in happened.items()}
-        terminated = gone.cpu().numpy()
-        if terminated.any():
-            last = _owned(to_observation(answered))
-            info["final_obs"] = np.full(self.num_envs, None, object)  # Gymnasium's form: one observation each
-            for i in np.flatnonzero(terminated):
-                info["final_obs"][i] = {name: array[i] for name, array in last.items()}
-            info["_final_obs"] = terminated
-        truncated = np.zeros(self.num_envs, bool)
-        return _owned(to_observation(context)), reward.cpu().numpy().astype(np.float64), terminated, truncated, info
-
-    def render(self) -> tuple[str, ...] | None:
-        """Return each shopper's page as text."""
-        return tuple(describe(self.storefront, i) for i in range(self.num_envs)) if self.render_mode else None
-
-
-class RecommendEnv(gym.Env[Observation, Array]):
-    """Choose what to recommend to one shopper: ``hawker/Recommend-v0``.
-
-    ## Action Space
-    ``MultiDiscrete([C] * K)``: for each of the K slots, from the top, a place in the candidate list. A place that is
-    not eligible, or already taken further up, leaves its slot empty.
-
-    ## Observation Space
-    ``Dict``: ``shopper`` (D,) encoded features and hour of day, in the units of the logs; ``candidates`` (C,) catalog
-    indices; ``mask`` (C,) 1 where a candidate is eligible; ``affinity`` (C,) with each candidate, 0 where unknown.
-
-    ## Starting State
-    A shopper drawn from the contexts of the logs.
-
-    ## Rewards
-    ``RewardSpec`` of the page, by default the expected number of clicks, between 0 and K.
-
-    ## Episode End
-    Terminated when the shopper is gone. Shoppers learned from logs without returns are gone after their page. Never
-    truncated by itself; ``gymnasium.make(max_episode_steps=...)`` truncates.
-
-    ## Information
-    ``step``: ``reward_*`` the parts of the reward, ``clicks`` how many positions were clicked, ``empty_slots``.
-
-    ## Arguments
-    ``world``: what answers; by default a small shop with planted effects. ``reward``: a ``RewardSpec``.
-
-    ## References
-    Ie et al. (2019), RecSim, arXiv 1909.04847, for slates as actions; the shoppers are Hawker's own.
-
-    ## Version History
-    v0: slates only.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
-
-    def __init__(
-        self, world: World | None = None, reward: RewardSpec | None = None, render_mode: str | None = None
-    ) -> None:
-        self._storefront = Storefront(world or small_world(), 1, reward or RewardSpec())
-        self.render_mode = render_mode
-        self.observation_space = observation_space(self._storefront.world)
-        self.action_space = action_space(self._storefront.world)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start a new shopper."""
-        super().reset(seed=seed)
-        return _single(to_observation(self._storefront.reset(_seed_from(self, seed)))), {}
-
-    def step(self, action: Array) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Show one slate.
-
-        Raises:
-            InputError: The action is not K integers.
-        """
-        picks = self._storefront.picks(np.asarray(action)[None])
-        answered = self._storefront.shoppers.context
-        context, reward, gone, happened = self._storefront.step(picks)
-        terminated = bool(gone)
-        # The next shopper belongs to the next episode: the last observation stays with the one who is gone.
-        observation = to_observation(answered if terminated else context)
-        info = {name: float(value) for name, value in happened.items()}
-        return _single(observation), float(reward), terminated, False, info
-
-    def render(self) -> str | None:
-        """Return the shopper's page as text."""
-        return describe(self._storefront, 0) if self.render_mode == "ansi" else None
-
-
-def describe(storefront: Storefront, i: int) -> str:
-    """Return shopper ``i``'s page as text: features that are not zero, eligible candidates, known affinities."""
-    builder, context = storefront.world.builder, storefront.shoppers.context.map(lambda array: array[i].cpu().numpy())
-    names = [*builder.shopper.numeric]
-    names += [f"{column}={value}" for column, values in builder.shopper.categories.items() for value in values]
-    shopper = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, context.shopper, strict=True) if value)
-    liked = [builder.catalog.item_ids[item] for item in context.candidates[context.affinity > 0]]
-    return "\n".join(
-        (
-            f"shopper: {shopper}",
-            f"candidates: {int(context.mask.sum())} of {len(builder.catalog)} items",
-            f"affinity with: {', '.join(liked) or 'none'}",
+        here, diary, context = self.shoppers, self._diary, self.shoppers.context
+        decision, refused = decide(
+            self.layout, actions, context, self.observation.get("ad_mask"), self.observation.get("given")
         )
-    )
+        after, outcome = self.world.respond(here, decision, self.generator)
+        parts = self._reward.components(outcome, decision, self._bids, diary["previous"])
+        gone = outcome.gone
+        left = gone if outcome.leave is None else gone | outcome.leave
+        days = torch.zeros_like(diary["gap"])
+        if outcome.days is not None:
+            days = outcome.days.to(days.dtype).masked_fill(gone, 0.0)  # who is gone has inf days
+        ads = torch.zeros_like(gone) if decision.ad is None else decision.ad != EMPTY
+        written = {
+            "day": diary["day"] + days,
+            "gap": days,
+            "page": (diary["page"] + 1).masked_fill(left, 0),
+            "pages": diary["pages"] + 1,
+            "ads": diary["ads"] + ads,
+            "since": (diary["since"] + 1).masked_fill(ads, 1),
+            "previous": decision.slate.masked_fill(left[:, None], EMPTY),
+        }
+        truncated = ~gone & (written["day"] >= self.rules.horizon)
+        ended = gone | truncated
+        happened = {f"reward_{name}": part for name, part in parts.items()}
+        happened |= {
+            "clicks": outcome.clicked.sum(1),
+            "empty_slots": (decision.slate == EMPTY).sum(1),
+            "refused": refused,
+            "ads": ads.long(),
+            "day": diary["day"],
+            "discount": self._reward.discount(days),
+        }
+        self.shown, self._before = (context, decision, outcome), (here, after, gone, diary, written)
+        self.shoppers = after.replaced(ended, self._arrivals(ended, visits=outcome.leave is not None))
+        self._diary = {
+            name: value.masked_fill(ended.reshape(-1, *[1] * (value.ndim - 1)), START[name])
+            for name, value in written.items()
+        }
+        self.observation = self._seen(self.shoppers.context, self._diary)
+        reward = torch.stack(list(parts.values())).sum(0)
+        return Step(self.observation, reward, gone, truncated, happened)
+
+    def last_observation(self) -> dict[str, Tensor]:
+        """Return what there was to see of every shopper after the last step, before anybody was replaced.
+
+        That is the page that the shopper would have seen next, which a value estimate at a horizon needs; of who is
+        gone it is the page answered, as nothing else is left.
+        """
+        assert self._before is not None, "call step first"
+        here, after, gone, diary, written = self._before
+        unended = {name: _where(gone, diary[name], value) for name, value in written.items()}
+        one, other = vars(here.context), vars(after.context)
+        return self._seen(Context(*(_where(gone, one[name], other[name]) for name in one)), unended)
+
+    def _arrivals(self, ended: Tensor, *, visits: bool) -> Shoppers:
+        """Return N shoppers, new ones at least in the places where an episode ended.
+
+        How many are needed is known to the device alone, and to ask it would make the host wait in every step. So as
+        many shoppers as there are places wait in a ring, an eighth of it is drawn anew each step whatever happens, and
+        who is needed is taken from it in turn. Only if more than N episodes end within eight steps does someone
+        arrive for a second time; ``repeats`` counts them. Where visits have no end that the world tells of, a page may
+        be all that anybody sees, and the whole ring is drawn in each step.
+        """
+        if not visits:
+            return self.world.arrive(self.n, self.generator)
+        if self._waiting is None:
+            self._waiting = _each(self.world.arrive(self.n, self.generator), Tensor.clone)
+        else:
+            count = min(-(-self.n // REFILL), self.n - self._drawn)
+            drawn = self.world.arrive(count, self.generator)
+            for old, new in zip(_tensors(self._waiting).values(), _tensors(drawn).values(), strict=True):
+                old.narrow(0, self._drawn, count).copy_(new)
+            self._uses.narrow(0, self._drawn, count).zero_()
+            self._drawn = (self._drawn + count) % self.n
+        place = (self._head + ended.cumsum(0) - 1) % self.n
+        self.repeats = self.repeats + (ended & (self._uses[place] > 0)).sum()
+        self._uses.index_add_(0, place, ended.long())
+        self._head = (self._head + ended.sum()) % self.n
+        return self._waiting.take(place)
+
+    def _seen(self, context: Context[Tensor], diary: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is to be seen of shoppers, by name."""
+        seen = {name: getattr(context, name) for name in ("shopper", "candidates", "mask", "affinity")}
+        parts, rules = self.layout.parts, self.rules
+        if parts != RECOMMEND:
+            seen |= {"page": diary["page"][:, None], "gap": diary["gap"][:, None]}
+        if parts.ad:
+            # Some slack: rounding must not close what an exact share leaves open.
+            load = diary["ads"] + 1 <= rules.ad_load * (diary["pages"] + 1) + 1e-6
+            may = load & (diary["since"] >= rules.ad_gap)
+            seen["ad_mask"] = self._has_ad[context.candidates] & context.mask & may[:, None]
+        if not parts.slate:
+            seen["given"] = ranking(self._popularity[context.candidates], context.mask, self.layout.size)
+        return seen
+
+    def actions(self, actions: Array) -> Tensor:
+        """Return N actions as ``step`` takes them.
+
+        Raises:
+            InputError: They are not N times A integers.
+        """
+        given, shape = np.asarray(actions), (self.n, len(self.layout.values))
+        if given.shape != shape or not np.issubdtype(given.dtype, np.integer):
+            got = f"{given.dtype} of shape {given.shape}"
+            raise InputError("bad action", where="step", got=got, expected=f"integers of shape {shape}")
+        return torch.as_tensor(given, device=self.world.device, dtype=torch.long)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that a later step depends on, by name: what a checkpoint has to keep."""
+        kept = {f"here.{name}": value for name, value in _tensors(self.shoppers).items()}
+        kept |= {f"diary.{name}": value for name, value in self._diary.items()}
+        if self._waiting is not None:
+            kept |= {f"waiting.{name}": value for name, value in _tensors(self._waiting).items()}
+        ring = {"uses": self._uses, "head": self._head, "repeats": self.repeats, "drawn": torch.tensor(self._drawn)}
+        return (
+            kept | {f"ring.{name}": value for name, value in ring.items()} | {"generator": self.generator.get_state()}
+        )
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what ``tensors`` returned.
+
+        Raises:
+            KeyError: A name is missing.
+        """
+        device = self.world.device
+        own = {name: value.to(device) for name, value in tensors.items() if name != "generator"}
+        self._clear()
+        self.shoppers = _shoppers(_under(own, "here."))
+        waiting = _under(own, "waiting.")
+        self._waiting = _each(_shoppers(waiting), Tensor.clone) if waiting else None
+        self._diary = {name: own[f"diary.{name}"] for name in START}
+        self._uses, self._head, self.repeats = own["ring.uses"].clone(), own["ring.head"], own["ring.repeats"]
+        self._drawn = int(tensors["ring.drawn"])
+        self.generator.set_state(tensors["generator"].cpu())
+        self.observation = self._seen(self.shoppers.context, self._diary)
 
 
-def _seed_from(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any], seed: int | None) -> int | None:
-    """Without a seed the first reset draws one from the environment's own generator; later resets go on."""
-    return seed if seed is not None else int(env.np_random.integers(2**62))
+def to_observation(seen: Context[Tensor] | dict[str, Tensor]) -> Observation:
+    """Return a context, or what a storefront lets see, in the environments' form: arrays with a leading axis N."""
+    if isinstance(seen, Context):
+        seen = {name: getattr(seen, name) for name in ("shopper", "candidates", "mask", "affinity")}
+    arrays = {name: value.cpu().numpy() for name, value in seen.items()}
+    return {name: array.astype(np.int8) if array.dtype == bool else array for name, array in arrays.items()}
 
 
-def _owned(observation: Observation) -> Observation:
-    """A copy: whoever normalises what they were given in place must not change the shoppers."""
-    return {name: array.copy() for name, array in observation.items()}
+def _popularity(world: World) -> Tensor:
+    """Return the items' popularity as the catalog has it, 0 where it has none, shape (I,)."""
+    catalog = world.builder.catalog
+    values = np.zeros(len(catalog), np.float32)
+    if "popularity" in catalog.features.numeric:
+        values = catalog.vectors[:, catalog.features.numeric.index("popularity")]
+    return torch.from_numpy(np.array(values)).to(world.device)
 
 
-def _single(observation: Observation) -> Observation:
-    return {name: array[0].copy() for name, array in observation.items()}
+def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    return torch.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+
+def _tensors(shoppers: Shoppers) -> dict[str, Tensor]:
+    context = {f"context.{name}": value for name, value in vars(shoppers.context).items()}
+    return context | {"member": shoppers.member} | {f"state.{name}": value for name, value in shoppers.state.items()}
+
+
+def _shoppers(tensors: dict[str, Tensor]) -> Shoppers:
+    return Shoppers(Context(**_under(tensors, "context.")), tensors["member"], _under(tensors, "state."))
+
+
+def _each(shoppers: Shoppers, function: Any) -> Shoppers:
+    return _shoppers({name: function(value) for name, value in _tensors(shoppers).items()})
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

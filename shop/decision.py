@@ -49,6 +49,8 @@ class Outcome(Generic[A]):
         conversion_probability: The world's probability that a click leads to a purchase, shape (B, K), or None.
         leave: True where the visit ended with this page, shape (B,), or None.
         days: Days until the shopper's next visit where this one ended, else 0; inf where there is none; (B,), or None.
+        return_probability: The world's probability that the next visit begins within 7 days of this page (a return on
+            the seventh day counts) if the visit ends with it, whatever was drawn, shape (B,), or None.
     """
 
     clicked: A
@@ -59,3 +61,4 @@ class Outcome(Generic[A]):
     conversion_probability: A | None = None
     leave: A | None = None
     days: A | None = None
+    return_probability: A | None = None

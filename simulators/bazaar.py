@@ -18,6 +18,7 @@ from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.features import FeatureSchema
 from hawker.shop.language import Encoder
+from hawker.shop.reward import RETURN_DAYS
 from hawker.simulators.bazaar_parameters import BazaarParameters
 from hawker.simulators.bazaar_shop import make_bank, make_items
 from hawker.simulators.world import Shoppers
@@ -48,6 +49,8 @@ class BazaarWorld:
         items: The items, with what only the world knows of them.
         bank: The lines of copy, with what only the world knows of them.
         lines: Their texts, which everyone may read.
+        offers: Discount tiers, none included.
+        bids: What a click on each item's ad earns, in currency, shape (I,); 0 where the item has no ad.
         logged_lines: True for lines that may occur in logs, shape (L,).
         launched: False for items that come after the logs, shape (I,).
     """
@@ -65,7 +68,6 @@ class BazaarWorld:
         """
         p = self.parameters = parameters
         self.digest, self.device, self.size = p.digest, device, p.shop.size
-        self.choices = p.shop.candidates
         self.items, self.bank = make_items(p), make_bank(p.lexicon)
         self.lines = self.bank.texts
         self.builder = ContextBuilder(_schema(p), Catalog.from_items(self.items.table, encoder))
@@ -74,6 +76,8 @@ class BazaarWorld:
         self._eligible = (self.launched & self._tensor(self.items.table["stock"] > 0).bool()).nonzero().squeeze(1)
         if not len(self._eligible):
             raise InputError("no item is launched and in stock", where=p.name, remedy="more items, or a smaller share")
+        self.choices = min(p.shop.candidates, len(self._eligible))
+        self.offers, self.bids = len(p.discounts), self._tensor(self.items.table["bid"])
         self.category = torch.from_numpy(self.items.category).to(device)
         self._appeal = self._tensor(self.items.appeal)
         self._quality = self._tensor(self.items.quality)
@@ -139,9 +143,8 @@ class BazaarWorld:
 
     def _candidates(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw candidates for n visits without replacement, (n, C)."""
-        count = min(self.parameters.shop.candidates, len(self._eligible))
         keys = torch.rand(n, len(self._eligible), generator=generator, device=self.device)
-        return self._eligible[keys.topk(count, 1, sorted=False).indices]
+        return self._eligible[keys.topk(self.choices, 1, sorted=False).indices]
 
     def _opening(self, habit: Tensor, generator: torch.Generator) -> Tensor:
         """Return the second of the day at which visits of shoppers with these habits begin, (n,)."""
@@ -277,6 +280,11 @@ class BazaarWorld:
             return logit.sigmoid()
         return -torch.expm1(-logit.exp() * (day**p.shape - (day - 1) ** p.shape))
 
+    def return_probability(self, state: State) -> Tensor:
+        """Return P(next visit within 7 days | the visit ends now), shape (N,), from the state after the page."""
+        hazard = self.return_hazard(state, min(RETURN_DAYS, self.parameters.come_back.max_days))
+        return 1 - (1 - hazard).prod(1)
+
     def rest(self, state: State, days: Tensor, generator: torch.Generator) -> State:
         """Return the state at the next visit, ``days`` (N,) after one ended; only the segment's drift is drawn."""
         p = self.parameters
@@ -318,6 +326,7 @@ class BazaarWorld:
             conversion_probability=conversion,
             leave=leave,
             days=days,
+            return_probability=self.return_probability(state),
         )
         pause = torch.randint(20, 91, (n,), generator=generator, device=self.device)
         state = state | {"page": state["page"] + 1, "clock": state["clock"] + pause}

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from hawker.shop.context import Context, ContextBuilder
-from hawker.shop.decision import EMPTY, Decision, Outcome
-from hawker.simulators.memory import EDGES, clock_of
-from hawker.simulators.rows import Rows
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated, slate_rows
+from hawker.shop.decision import Decision, Outcome
+from hawker.simulators.frozen import FrozenModel
+from hawker.simulators.frozen_memory import Read
+from hawker.simulators.frozen_pages import Came, Carried
+from hawker.simulators.memory import COUNTS, EDGES
+from hawker.simulators.pages import affinity_of
+from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.world import Shoppers
 
 NEVER = 365.0
 """Days after which a shopper who has not come back is gone."""
+
+WEEK = 8
+"""Intervals of ``EDGES`` until the end of day 7, each one day: a return then is still one within 7 days."""
+
+FEW = 64
+"""Shoppers below which a batch is too small to be dealt out by place."""
+
+CHUNK = 410
+"""Shoppers of one member who are answered at a time on a CPU: what is computed of them stays in its cache."""
+
+LOWEST, HIGHEST = math.log(1e-7), math.log(1e6)
+"""Log-odds that are calibrated, from and to."""
+
+Place = slice | Tensor
+"""Which shoppers of a batch: every m-th from some place on, or those of these numbers."""
 
 
 class LearnedWorld:
@@ -24,39 +44,63 @@ class LearnedWorld:
     Arriving shoppers are drawn from the contexts of the logs. Where the logs know neither returns nor leaving, as with
     logs of single impressions, those heads are absent: a visit has one page and its shopper is gone after it; where
     they know no returns, a shopper is gone after the visit. An offer above the tiers that the logs know counts as the
-    largest of them.
+    largest of them. The ensemble's weights must not change any more: what depends on them alone is computed once.
+
+    Attributes:
+        models: The members, as they answer.
+        bids: What a click on an ad of each item earns: the catalog's feature "bid", 0 where there is none; (n_items,).
     """
 
-    def __init__(self, builder: ContextBuilder, ensemble: Ensemble, arrivals: Context[Tensor], size: int) -> None:
-        """Args: the shop's ``builder``, the fitted ``ensemble``, contexts to draw ``arrivals`` from, slots K."""
-        self.builder, self.size, self.device = builder, size, arrivals.shopper.device
+    def __init__(
+        self,
+        builder: ContextBuilder,
+        ensemble: Ensemble,
+        arrivals: Context[Tensor],
+        size: int,
+        lines: tuple[str, ...] = (),
+    ) -> None:
+        """Args: the shop's ``builder``, the fitted ``ensemble``, contexts to draw ``arrivals`` from, slots K, lines."""
+        self.builder, self.size, self.device, self.lines = builder, size, arrivals.shopper.device, lines
         self.choices = arrivals.candidates.shape[1]
         self.ensemble = ensemble.requires_grad_(False).eval()
-        self._arrivals = arrivals
-        self._hidden = max(0 if model.memory is None else model.memory.hidden for model in ensemble.models)
+        self.offers, self.bids = ensemble.models[0].recorded.offers, _bids(builder).to(self.device)
+        self.models = [FrozenModel(model) for model in ensemble.models]
+        self._hidden = max(0 if model.memory is None else model.memory.hidden for model in self.models)
+        self._logged, self._arrivals = len(arrivals.shopper), arrivals.map(_once)
+        self._knows_affinity = bool(arrivals.affinity.any())
         # A new visit has new candidates where the log tells which a visit had, unless affinities belong to them.
-        candidates = arrivals.candidates
-        self._retrieves = bool((candidates != candidates[:1]).any()) and not bool(arrivals.affinity.any())
+        self._retrieves = len(self._arrivals.candidates) > 1 and not self._knows_affinity
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
-        """Return n shoppers drawn from the logs; members are dealt out evenly from a random start."""
+        """Return n shoppers drawn from the logs; members are dealt out evenly, to a few from a random start."""
         row = self._draw(n, generator)
-        members = len(self.ensemble.members)
-        start = torch.randint(members, (1,), generator=generator, device=self.device)
-        member = (torch.arange(n, device=self.device) + start) % members
-        context = self._arrivals.map(lambda array: array[row])
+        context = self._arrivals.map(lambda array: _rows(array, row))
         if not self._hidden:
-            return Shoppers(context, member)
-        memory = torch.zeros(n, self._hidden, device=self.device)
-        for i, model in enumerate(self.ensemble.models):
-            own = (member == i).nonzero().squeeze(1)
-            assert model.memory is not None
-            memory[own, : model.memory.hidden] = model.memory.start(model.scaled(context.shopper[own]))
-        zero = torch.zeros(n, device=self.device)
-        return Shoppers(context, member, {"memory": memory, "gap": zero, "number": zero.clone()})
+            return self._shoppers(context, {}, generator)
+        # A memory begins with its first page: who replaces a shopper lives in the member that answers at their place.
+        widths = {"memory": (n, self._hidden), "counts": (n, COUNTS), "gap": (n,), "number": (n,)}
+        state = {name: torch.zeros(shape, device=self.device) for name, shape in widths.items()}
+        return self._shoppers(context, state, generator)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self._arrivals.shopper), (n,), generator=generator, device=self.device)
+        return torch.randint(self._logged, (n,), generator=generator, device=self.device)
+
+    def _shoppers(self, context: Context[Tensor], state: dict[str, Tensor], generator: torch.Generator) -> Shoppers:
+        """Deal shoppers out to the members."""
+        n, members = len(context.shopper), len(self.models)
+        place = torch.arange(n, device=self.device)
+        if n >= FEW:
+            return Shoppers(context, place % members, state, placed=True)
+        # Places of a small batch would leave out members for good.
+        start = torch.randint(members, (1,), generator=generator, device=self.device)
+        return Shoppers(context, (place + start) % members, state)
+
+    def _members(self, shoppers: Shoppers) -> list[Place]:
+        """Return each member's own shoppers."""
+        members = len(self.models)
+        if shoppers.placed:
+            return [slice(i, None, members) for i in range(members)]
+        return [(shoppers.member == i).nonzero().squeeze(1) for i in range(members)]
 
     def click_probabilities(self, context: Context[Tensor], slate: Tensor) -> Tensor:
         """Return what each member expects of a slate of catalog indices (N, K) at the first page of a first visit.
@@ -64,115 +108,135 @@ class LearnedWorld:
         Returns:
             P(click), shape (M, N, K).
         """
-        probability: Tensor = self.ensemble(context.shopper, slate, _affinity_of(context, slate))
+        probability: Tensor = self.ensemble(context.shopper, slate, affinity_of(context, slate))
         return probability
 
     def respond(
         self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
     ) -> tuple[Shoppers, Outcome[Tensor]]:
         """Draw what comes of one page from each shopper's own member."""
-        shape = decision.slate.shape
-        first = self.ensemble.models[0].recorded
-        draws = torch.rand(4, *shape, generator=generator, device=self.device)
-        answers: list[tuple[Tensor, _Answer]] = []
-        for i, model in enumerate(self.ensemble.models):
-            own = (shoppers.member == i).nonzero().squeeze(1)
-            answers.append((own, self._answer(model, shoppers, decision, own, draws[:, own])))
-
-        def merged(name: str) -> Tensor:
-            whole: Tensor | None = None
-            for own, answer in answers:
-                part: Tensor = getattr(answer, name)
-                if whole is None:
-                    whole = part.new_zeros(shape[0], *part.shape[1:])
-                whole[own] = part
-            assert whole is not None
-            return whole
-
-        bought = first.conversions
+        n, size = decision.slate.shape
+        draws = torch.rand(4, n, size, generator=generator, device=self.device)
+        answer = self._empty(n, size)
+        with torch.inference_mode():
+            for block, places in self.blocks(shoppers):
+                self._answer(block, places, shoppers, decision, draws[:, block], answer)
         outcome = Outcome(
-            clicked=merged("clicked"),
-            click_probability=merged("click_probability"),
-            gone=torch.ones_like(shoppers.member, dtype=torch.bool),
-            converted=merged("converted") if bought else None,
-            revenue=merged("revenue") if first.revenue else None,
-            conversion_probability=merged("conversion_probability") if bought else None,
+            clicked=answer["clicked"],
+            click_probability=answer["click_probability"],
+            gone=torch.ones(n, dtype=torch.bool, device=self.device),
+            converted=answer.get("converted"),
+            revenue=answer.get("revenue"),
+            conversion_probability=answer.get("conversion_probability"),
         )
         if not self._hidden:
             return shoppers, outcome
-        leave, days = merged("leave"), merged("days")
+        leave, days = answer["leave"], answer["days"]
         stays = {
-            "memory": merged("memory"),
+            "memory": answer["memory"],
+            "counts": answer["counts"],
             "gap": days.clamp(max=NEVER),
             "number": torch.where(leave, 0.0, shoppers.state["number"] + 1.0),
         }
-        context = shoppers.context
-        if self._retrieves:
-            row = self._draw(shape[0], generator)
-            candidates, mask = self._arrivals.candidates[row], self._arrivals.mask[row]
-            context = replace(
-                context,
-                candidates=torch.where(leave[:, None], candidates, context.candidates),
-                mask=torch.where(leave[:, None], mask, context.mask),
-            )
-        outcome = replace(outcome, gone=leave & days.isinf(), leave=leave, days=days)
-        return Shoppers(context, shoppers.member, stays), outcome
+        back = answer.get("return_probability")
+        outcome = replace(outcome, gone=leave & days.isinf(), leave=leave, days=days, return_probability=back)
+        context = self._retrieved(shoppers.context, leave, generator) if self._retrieves else shoppers.context
+        return replace(shoppers, context=context, state=stays), outcome
+
+    def _empty(self, n: int, size: int) -> dict[str, Tensor]:
+        """Return tensors to put answers into."""
+        first = self.models[0].recorded
+        wide = ["clicked", "click_probability"]
+        wide += ["converted", "conversion_probability"] if first.conversions else []
+        wide += ["revenue"] if first.revenue else []
+        answer = {name: torch.empty(n, size, device=self.device) for name in wide}
+        if self._hidden:
+            # Members remember more or less: the rest stays 0.
+            answer["memory"] = torch.zeros(n, self._hidden, device=self.device)
+            answer["counts"] = torch.empty(n, COUNTS, device=self.device)
+            answer["leave"] = torch.empty(n, dtype=torch.bool, device=self.device)
+            answer["days"] = torch.empty(n, device=self.device)
+            if first.returns:
+                answer["return_probability"] = torch.empty(n, device=self.device)
+        return answer
+
+    def blocks(self, shoppers: Shoppers) -> list[tuple[slice, list[Place]]]:
+        """Return blocks of shoppers that are answered at a time, and in each the members' own."""
+        places, n, block = self._members(shoppers), len(shoppers.member), CHUNK * len(self.models)
+        if self.device.type != "cpu" or not shoppers.placed:
+            return [(slice(0, n), places)]
+        return [(slice(start, min(start + block, n)), places) for start in range(0, n, block)]
 
     def _answer(
-        self, model: ShopperModel, shoppers: Shoppers, decision: Decision[Tensor], own: Tensor, draws: Tensor
-    ) -> _Answer:
-        """Answer the pages of one member's own shoppers; ``draws`` are uniform, shape (4, n, K)."""
-        slate, calibration = decision.slate[own], self.ensemble.calibration
-        context, shown = shoppers.context.map(lambda array: array[own]), slate != EMPTY
-        rows = _shown(model, context, decision, own)
-        state = clock = None
-        if model.memory is not None:
-            clock = clock_of(shoppers.state["gap"][own], shoppers.state["number"][own])
-            state = model.memory.before(shoppers.state["memory"][own, : model.memory.hidden], clock)
-        person = model.person(context.shopper, state)
-        liked = model.log_odds(person, rows)
-        click = calibrated(model.log_click(liked, rows).exp(), calibration[0]).reshape(slate.shape) * shown
-        clicked = (draws[0] < click).float()
-        conversion = converted = revenue = torch.zeros_like(click)
-        if model.conversion is not None:
-            odds = model.conversion_odds(person, rows, liked).sigmoid()
-            conversion = calibrated(odds, calibration[1]).reshape(slate.shape) * shown
-            converted = clicked * (draws[1] < conversion).float()
-        if model.recorded.revenue:
-            # The mean of a log-normal worth.
-            worth = model.log_amount(rows) + (2 * model.amount_spread).exp() / 2
-            revenue = converted * worth.exp().reshape(slate.shape)
-        answer = _Answer(clicked, click, converted, conversion, revenue)
-        if model.memory is None:
-            return answer
-        assert clock is not None
-        came = replace(rows, clicked=clicked.flatten(), converted=converted.flatten(), revenue=revenue.flatten())
-        carried = shoppers.state["memory"][own, : model.memory.hidden]
-        gap, number = shoppers.state["gap"][own], shoppers.state["number"][own]
-        memory = model.memory.after(carried, gap, number, model.summary(came))
-        odds = model.leave_odds(memory, shoppers.state["number"][own]).sigmoid()
-        leave = draws[2, :, 0] < calibrated(odds, calibration[2])
-        days = torch.full_like(leave, torch.inf, dtype=click.dtype)
-        if model.back is not None:
-            hazard = calibrated(model.return_odds(memory).sigmoid(), calibration[3])
-            days = draw_days(hazard, draws[3, :, 0])
-        days = torch.where(leave, days, 0.0)
-        memory = nn.functional.pad(memory, (0, self._hidden - model.memory.hidden))
-        return replace(answer, leave=leave, days=days, memory=memory)
+        self,
+        block: slice,
+        places: list[Place],
+        shoppers: Shoppers,
+        decision: Decision[Tensor],
+        draws: Tensor,
+        answer: dict[str, Tensor],
+    ) -> None:
+        """Answer the pages of a block of shoppers; ``draws`` are uniform, shape (4, n, K)."""
+        calibration, first = self.ensemble.calibration, self.models[0]
+        context = shoppers.context.map(lambda array: array[block])
+        ad, offer, copy = (
+            None if part is None else part[block] for part in (decision.ad, decision.offer, decision.copy)
+        )
+        decision = Decision(decision.slate[block], decision.log_prob[block], ad, offer, copy)
+        affinity = affinity_of(context, decision.slate) if self._knows_affinity else None
+        page = first.page(context.shopper, decision, affinity)
+        answer = {name: value[block] for name, value in answer.items()}
+        carried = None
+        if self._hidden:
+            state = (shoppers.state[name][block] for name in ("memory", "counts", "gap", "number"))
+            carried = Carried.read(*state)
+        # What members' models say is put together, so that the rest is done once for all of them.
+        click, purchase, worth = (torch.empty_like(draws[0]) for _ in range(3))
+        reads: list[Read | None] = []
+        for model, own in zip(self.models, places, strict=True):
+            liking = model.liking(page.of(own), None if carried is None else carried.of(own))
+            click[own] = liking.click
+            if liking.purchase is not None:
+                purchase[own] = liking.purchase
+            if liking.worth is not None:
+                worth[own] = liking.worth
+            reads.append(liking.read)
+        click = torch.mul(calibrated(click, calibration[0]), page.shown, out=answer["click_probability"])
+        clicked = answer["clicked"].copy_(draws[0] < click)
+        converted, revenue = torch.zeros_like(clicked), None
+        if "converted" in answer:
+            odds = _calibrated_odds(purchase, calibration[1])
+            bought = torch.mul(odds, page.shown, out=answer["conversion_probability"])
+            converted = torch.mul(clicked, draws[1] < bought, out=answer["converted"])
+        if "revenue" in answer:
+            revenue = torch.mul(converted, worth, out=answer["revenue"])
+        if carried is None:
+            return
+        came = Came.read(page, carried, clicked, converted, revenue, first.recorded.offers)
+        answer["counts"].copy_(came.counts)
+        odds = click.new_empty(len(click), 1 + len(EDGES) * first.recorded.returns)
+        for model, own, read in zip(self.models, places, reads, strict=True):
+            assert model.memory is not None
+            assert read is not None
+            memory, odds[own] = model.memory.after(read, came.of(own))
+            answer["memory"][own, : memory.shape[1]] = memory
+        leave = torch.lt(draws[2, :, 0], _calibrated_odds(odds[:, 0], calibration[2]), out=answer["leave"])
+        days = torch.full_like(answer["days"], torch.inf)
+        if first.recorded.returns:
+            rate, before = _survival(_calibrated_odds(odds[:, 1:], calibration[3]))
+            answer["return_probability"].copy_(-torch.expm1(before[:, WEEK]))
+            days = _days(rate, before, draws[3, :, 0])
+        answer["days"].copy_(torch.where(leave, days, 0.0))
 
-
-@dataclass(frozen=True)
-class _Answer:
-    """What came of the pages of one member's shoppers; the first five (n, K)."""
-
-    clicked: Tensor
-    click_probability: Tensor
-    converted: Tensor
-    conversion_probability: Tensor
-    revenue: Tensor
-    leave: Tensor | None = None
-    days: Tensor | None = None
-    memory: Tensor | None = None
+    def _retrieved(self, context: Context[Tensor], leave: Tensor, generator: torch.Generator) -> Context[Tensor]:
+        """Return contexts with new candidates for those who leave."""
+        row = self._draw(len(leave), generator)
+        candidates, mask = _rows(self._arrivals.candidates, row), _rows(self._arrivals.mask, row)
+        return replace(
+            context,
+            candidates=torch.where(leave[:, None], candidates, context.candidates),
+            mask=torch.where(leave[:, None], mask, context.mask),
+        )
 
 
 def draw_days(hazard: Tensor, uniform: Tensor) -> Tensor:
@@ -182,37 +246,56 @@ def draw_days(hazard: Tensor, uniform: Tensor) -> Tensor:
         hazard: P(returning on a day, if not before) in each interval of ``EDGES``, shape (n, len(EDGES)).
         uniform: Uniform draws in [0, 1), shape (n,).
     """
-    edges = torch.tensor(EDGES, device=hazard.device, dtype=hazard.dtype)
-    survive = torch.log1p(-hazard.clamp(1e-9, 1 - 1e-6))
-    ends = (survive[:, :-1] * (edges[1:] - edges[:-1])).cumsum(1)
+    return _days(*_survival(hazard), uniform)
+
+
+def _survival(hazard: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log P(not returning) on a day of each interval, and until each begins: both (n, len(EDGES))."""
+    rate = torch.log1p(-hazard.clamp(1e-9, 1 - 1e-6))
+    return rate, nn.functional.pad((rate[:, :-1] * _lengths(rate)).cumsum(1), (1, 0))
+
+
+def _days(rate: Tensor, before: Tensor, uniform: Tensor) -> Tensor:
     target = torch.log1p(-uniform)
-    interval = (ends >= target[:, None]).sum(1)
-    before = nn.functional.pad(ends, (1, 0)).gather(1, interval[:, None]).squeeze(1)
-    rate = survive.gather(1, interval[:, None]).squeeze(1)
-    days = edges[interval] + torch.floor((target - before) / rate).clamp(min=0.0)
+    interval = (before[:, 1:] >= target[:, None]).sum(1, keepdim=True)
+    rest = (target - before.gather(1, interval).squeeze(1)) / rate.gather(1, interval).squeeze(1)
+    days = _edges(rate)[interval.squeeze(1)] + torch.floor(rest).clamp(min=0.0)
     return torch.where(days <= NEVER, days, torch.inf)
 
 
-def _shown(model: ShopperModel, context: Context[Tensor], decision: Decision[Tensor], own: Tensor) -> Rows:
-    """Return a member's own pages as rows, every part of the decision that the model knows included."""
-    slate = decision.slate[own]
-    rows = slate_rows(context.shopper, slate, _affinity_of(context, slate))
-    line = offer = ad = None
-    if model.line_vectors is not None:
-        line = torch.full_like(slate, -1) if decision.copy is None else decision.copy[own]
-    if model.recorded.offers > 1:
-        offer = torch.zeros_like(slate)
-        if decision.offer is not None:
-            offer = decision.offer[own, None].clamp(max=model.recorded.offers - 1).expand(slate.shape)
-    if model.recorded.ads:
-        place = torch.arange(slate.shape[1], device=slate.device)
-        ad = torch.zeros(slate.shape, device=slate.device)
-        ad = ad if decision.ad is None else (decision.ad[own, None] == place).float()
-    flat = [None if part is None else part.reshape(-1) for part in (line, offer, ad)]
-    return replace(rows, line=flat[0], offer=flat[1], ad=flat[2])
+def _lengths(like: Tensor) -> Tensor:
+    """Return the days of all intervals but the last."""
+    edges = _edges(like)
+    return edges[1:] - edges[:-1]
 
 
-def _affinity_of(context: Context[Tensor], slate: Tensor) -> Tensor:
-    """Return the shopper's affinity with each item of a slate, both (N, K); an empty slot has 0."""
-    same = context.candidates[:, None, :] == slate[:, :, None]
-    return (same * context.affinity[:, None, :]).sum(-1)
+@lru_cache(maxsize=8)
+def _edges_on(device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.tensor(EDGES, device=device, dtype=dtype)
+
+
+def _edges(like: Tensor) -> Tensor:
+    return _edges_on(like.device, like.dtype)
+
+
+def _calibrated_odds(odds: Tensor, calibration: Tensor) -> Tensor:
+    """Return calibrated probabilities from log-odds, bounded as ``log_odds`` bounds those of probabilities."""
+    return torch.addcmul(calibration[0], odds.clamp(LOWEST, HIGHEST), calibration[1]).sigmoid_()
+
+
+def _once(array: Tensor) -> Tensor:
+    """Return only the first row of an array whose rows are all the same, and the array where they are not."""
+    return array[:1] if array.stride(0) == 0 or bool((array == array[:1]).all()) else array
+
+
+def _rows(array: Tensor, row: Tensor) -> Tensor:
+    """Return rows of an array, each its only one where it has one alone."""
+    return array.expand(len(row), -1) if len(array) == 1 else array.index_select(0, row)
+
+
+def _bids(builder: ContextBuilder) -> Tensor:
+    catalog = builder.catalog
+    if "bid" not in catalog.features.numeric:
+        return torch.zeros(len(catalog))
+    return torch.from_numpy(catalog.vectors[:, catalog.features.numeric.index("bid")].copy())

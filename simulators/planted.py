@@ -52,6 +52,8 @@ class PlantedWorld:
         """
         self.builder, self.size, self.device = builder, size, shoppers.shopper.device
         self.choices = len(builder.catalog)
+        self.offers, self.bids = 1, torch.zeros(self.choices, device=self.device)
+        self.lines: tuple[str, ...] = ()
         self._bank = shoppers
         generator = np.random.default_rng(seed)
         person = _standardised(shoppers.shopper.cpu().double())

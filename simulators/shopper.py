@@ -140,7 +140,8 @@ class ShopperModel(nn.Module):
             plain = replace(rows, line=None, offer=None, ad=None)
             liked = self.click(own, plain, self.item_vectors, self.line_vectors, keep_own, wishes) - self.click.base
             rest = odds - self.click.base - liked
-        return found + self.match[0] * liked + self.match[1] * rest
+        bought: Tensor = found + self.match[0] * liked + self.match[1] * rest
+        return bought
 
     def tables(self, person: Tensor) -> tuple[Tables, Tables | None]:
         """Return what everything that a page can hold does to clicks, and to purchases after them.

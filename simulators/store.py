@@ -60,7 +60,8 @@ class FittedShoppers:
 
     def world(self, role: Role) -> LearnedWorld:
         """Return the world to train against, or the judge's."""
-        return LearnedWorld(self.builder, self.ensembles[role], self.arrivals[role], self.size)
+        lines = () if self.lines is None else self.lines.texts
+        return LearnedWorld(self.builder, self.ensembles[role], self.arrivals[role], self.size, lines)
 
     def read_part(self, part: Literal["train", "judge", "estimate"]) -> pd.DataFrame:
         """Return the impressions of one part of the log, read anew from where it was.

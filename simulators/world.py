@@ -20,11 +20,15 @@ class Shoppers:
         context: What a strategy may see of them.
         member: Which of the world's behaviour models each shopper lives in, shape (N,).
         state: What only the world knows of them, by name, each (N, ...); strategies must not look.
+        placed: Whether the places of the batch are dealt out to the models in turn: shopper i lives in model i modulo
+            their number, and so do all who come after them. That is how a world knows each model's own shoppers
+            without a look at ``member``, for which the host would have to wait for the device.
     """
 
     context: Context[Tensor]
     member: Tensor
     state: dict[str, Tensor] = field(default_factory=dict)
+    placed: bool = False
 
     def take(self, rows: Tensor) -> Shoppers:
         """Return the shoppers of those numbers, shape (m,), or those where a mask (N,) is True."""
@@ -32,9 +36,15 @@ class Shoppers:
         return Shoppers(self.context.map(lambda array: array[rows]), self.member[rows], state)
 
     def replaced(self, where: Tensor, fresh: Shoppers) -> Shoppers:
-        """Return the batch with ``fresh`` shoppers in the places where ``where`` (N,) is True."""
+        """Return the batch with ``fresh`` shoppers in the places where ``where`` (N,) is True.
+
+        Where the places are dealt out, they live in the model of their place, whichever ``fresh`` names: a world that
+        deals them out keeps nothing of arriving shoppers that depends on it.
+        """
 
         def merge(old: Tensor, new: Tensor) -> Tensor:
+            if _same(old, new):
+                return old
             return torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
         old, new = self.context, fresh.context
@@ -45,7 +55,19 @@ class Shoppers:
             merge(old.affinity, new.affinity),
         )
         state = {name: merge(self.state[name], fresh.state[name]) for name in self.state}
-        return Shoppers(context, merge(self.member, fresh.member), state)
+        member = self.member if self.placed else merge(self.member, fresh.member)
+        return Shoppers(context, member, state, self.placed)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are one and the same memory, without a look into it."""
+    return (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+        and one.device == other.device
+    )
 
 
 class World(Protocol):
@@ -56,12 +78,19 @@ class World(Protocol):
         size: Slots of a page, K.
         choices: Candidates of a page, C.
         device: Where its tensors live.
+        offers: Discount tiers of a page, the tier 0 (none) included; 1 where the shop makes no offers.
+        lines: The bank of copy that a decision's lines are numbers in; () where the shop shows none.
+        bids: What a click on an item's ad earns the shop, in currency, shape (I,) float32 on ``device``, in the
+            catalog's order; 0 where the item has no ad.
     """
 
     builder: ContextBuilder
     size: int
     choices: int
     device: torch.device
+    offers: int
+    lines: tuple[str, ...]
+    bids: Tensor
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n new shoppers at the first page of their visit."""

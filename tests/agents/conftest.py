@@ -22,7 +22,8 @@ class StayingWorld:
     def __init__(self) -> None:
         self._world = small_world()
         self.builder, self.size, self.device = self._world.builder, self._world.size, self._world.device
-        self.choices = self._world.choices
+        self.choices, self.offers = self._world.choices, self._world.offers
+        self.lines, self.bids = self._world.lines, self._world.bids
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n shoppers."""

@@ -14,7 +14,7 @@ from hawker.shop.reward import RewardSpec
     "config",
     [
         TrainConfig(),
-        TrainConfig(steps=7, learning_rate=1e-9, reward=RewardSpec(2.0, 0.5, 0.1, "sampled"), device="cpu"),
+        TrainConfig(steps=7, learning_rate=1e-9, reward=RewardSpec(2.0, 0.5, 0.1, response="sampled"), device="cpu"),
     ],
 )
 def test_yaml_keeps_everything(config: TrainConfig, tmp_path: Path):

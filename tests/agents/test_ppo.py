@@ -10,7 +10,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from hawker.agents.config import TrainConfig
 from hawker.agents.ppo import SeededRolloutBuffer, SlateDistribution
 from hawker.agents.train import make_ppo, reward_figure
-from hawker.envs.storefront import RecommendEnv, action_space, observation_space
+from hawker.envs.environments import RecommendEnv
+from hawker.envs.storefront import action_space, observation_space
 from hawker.policies.slate import PlackettLuce
 from hawker.policies.trained import TrainedStrategy
 from hawker.shop.decision import Outcome
@@ -24,7 +25,8 @@ class OneItemShop:
     def __init__(self, size):
         self._world = small_world(size=size)
         self.builder, self.size, self.device = self._world.builder, size, self._world.device
-        self.choices = self._world.choices
+        self.choices, self.offers = self._world.choices, self._world.offers
+        self.lines, self.bids = self._world.lines, self._world.bids
 
     def arrive(self, n, generator):
         """Return n shoppers."""

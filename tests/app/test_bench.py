@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import shlex
 from pathlib import Path
@@ -6,8 +7,9 @@ from typing import Any
 import pytest
 
 from hawker.agents.config import TrainConfig
-from hawker.app.bench import machine, run_signal
+from hawker.app.bench import machine, run_signal, run_speed
 from hawker.app.cli import _parse
+from hawker.benchmarks import speed
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -83,3 +85,21 @@ def test_the_machine_is_described():
     assert found["cores"] >= 1
     assert found["processor"]
     assert set(found) == {"processor", "cores", "torch_threads", "gpu"}
+
+
+@pytest.mark.parametrize(("quick", "own"), [(False, False), (True, True)])
+def test_speed_is_timed_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick: bool, own: bool):
+    asked: list[speed.SpeedConfig] = []
+
+    def bench_speed(config: speed.SpeedConfig, told: Any) -> dict[str, Any]:
+        asked.append(config)
+        return {"figures": {}, "load": {"before": [0.5, 0, 0], "after": [1.0, 0, 0]}, "seeds": [0], "seconds": 1.0}
+
+    monkeypatch.setattr("hawker.benchmarks.speed.bench_speed", bench_speed)
+    report = run_speed(tmp_path if own else None, quick, print)
+    assert asked == [
+        dataclasses.replace(speed.QUICK if quick else speed.SpeedConfig(), shoppers=tmp_path if own else None)
+    ]
+    assert {"figures", "load", "seeds", "seconds", "machine", "command"} == set(report)
+    again = _parse("bench speed", shlex.split(report["command"])[3:])
+    assert (again.quick, again.shoppers) == (quick, tmp_path if own else None)

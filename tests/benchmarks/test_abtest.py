@@ -128,7 +128,7 @@ class LongVisits:
     def __init__(self, pages: int) -> None:
         world = small_world(size=1)
         self.builder, self.size, self.device = world.builder, 1, torch.device("cpu")
-        self.choices = world.choices
+        self.choices, self.offers, self.lines, self.bids = world.choices, 1, (), world.bids
         self._bank, self._pages = world.arrive(1, torch.Generator().manual_seed(0)).context, pages
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:

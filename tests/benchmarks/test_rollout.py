@@ -24,6 +24,9 @@ class Clockwork:
     leaves: bool = True
     size: int = 2
     device: torch.device = field(default_factory=lambda: CPU)
+    offers: int = 1
+    lines: tuple[str, ...] = ()
+    bids: Tensor = field(default_factory=lambda: torch.tensor([0.4, 0.0, 0.0]))
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         context = Context(torch.zeros(n, 1), torch.zeros(n, 2).long(), torch.ones(n, 2).bool(), torch.zeros(n, 2))
@@ -41,7 +44,14 @@ class Clockwork:
         days = torch.where(leave, torch.where(lost, torch.inf, 10.0), 0.0)
         state = shoppers.state | {"page": torch.where(leave, 0.0, shoppers.state["page"] + 1)}
         outcome = Outcome(
-            clicked, half, leave & lost, conversion_probability=torch.full((n, 2), 0.2), leave=leave, days=days
+            clicked,
+            half,
+            leave & lost,
+            revenue=3.0 * clicked,
+            conversion_probability=torch.full((n, 2), 0.2),
+            leave=leave,
+            days=days,
+            return_probability=torch.full((n,), 0.25),
         )
         return Shoppers(shoppers.context, shoppers.member, state), outcome
 
@@ -51,7 +61,7 @@ class Fixed:
 
     def propose(self, context: Context[Tensor], generator: torch.Generator) -> Decision[Tensor]:
         n = len(context.mask)
-        return Decision(torch.tensor([[0, -1]]).expand(n, 2), torch.zeros(n))
+        return Decision(torch.tensor([[0, -1]]).expand(n, 2), torch.zeros(n), ad=torch.zeros(n).long())
 
 
 def test_totals_by_hand(bazaar: BazaarWorld) -> None:
@@ -62,6 +72,11 @@ def test_totals_by_hand(bazaar: BazaarWorld) -> None:
     assert totals.impressions.tolist() == [2.0, 6.0, 6.0]
     assert totals.purchases.tolist() == pytest.approx([0.4, 1.2, 1.2])
     assert totals.reward().tolist() == pytest.approx([4.0, 12.0, 12.0])
+    assert totals.revenue.tolist() == [6.0, 18.0, 18.0]
+    assert totals.ads.tolist() == [2.0, 6.0, 6.0]
+    assert totals.ad_income.tolist() == pytest.approx([0.4, 1.2, 1.2]), "half a click of 0.4 on every page"
+    assert totals.back.tolist() == [0.25] * 3, "after the first visit alone"
+    assert totals.exposure.tolist() == [14.0, 0.0, 0.0]
     visits = totals.visits
     assert sorted(zip(visits.shopper.tolist(), visits.number.tolist(), strict=True)) == [
         (0, 0),

@@ -6,8 +6,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from hawker.envs.environments import RecommendVectorEnv
+from hawker.envs.page import AD_PLACEMENT, COPYWRITING, STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
-from hawker.envs.storefront import RecommendVectorEnv
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 
@@ -102,3 +103,37 @@ def test_its_wrappers_and_its_ppo_take_it(world):
     with torch.random.fork_rng():
         model = PPO("MultiInputPolicy", env, n_steps=2, batch_size=6, n_epochs=1, device="cpu").learn(12)
     assert model.num_timesteps == 12
+
+
+def test_who_is_cut_off_at_the_horizon_leaves_the_page_they_would_have_seen(calendar):
+    world = calendar(days=3.0, gone=lambda number: number == 1)
+    env = StorefrontVecEnv(world, 3, RewardSpec(), 0, parts=STOREFRONT, rules=Rules(horizon=4.0))
+    first = env.reset()
+    assert set(env.observation_space.spaces) == {*first} >= {"page", "gap", "ad_mask"}
+    pages = np.array([[2, 3, 4, 6, 0, 1, 2, 2, 0]] * 3)
+    _, _, dones, infos = env.step(pages)
+    assert dones.tolist() == [False, True, False]
+    assert infos == [{}] * 3
+    after, _, dones, infos = env.step(pages)
+    assert dones.tolist() == [True, False, True]
+    assert [info.get("TimeLimit.truncated", False) for info in infos] == [True, False, True]
+    for i in (0, 2):
+        last = infos[i]["terminal_observation"]
+        assert env.observation_space.contains(last)
+        assert last["shopper"][0] == first["shopper"][i, 0] != after["shopper"][i, 0]
+        assert last["gap"] == [3.0]
+    assert after["gap"].flatten().tolist() == [0, 3, 0]
+
+
+def test_a_world_whose_answer_is_no_number_is_refused(broken):
+    env = StorefrontVecEnv(broken(float("nan")), 6, RewardSpec(), 0)
+    env.reset()
+    with pytest.raises(InputError, match="world: the reward is not a number; got nan"):
+        env.step(SLATE)
+
+
+@pytest.mark.parametrize("parts", [STOREFRONT, AD_PLACEMENT, COPYWRITING])
+def test_ppo_takes_every_part(calendar, parts):
+    env = VecMonitor(StorefrontVecEnv(calendar(), 6, RewardSpec(), 0, parts=parts, rules=Rules(horizon=7.0)))
+    with torch.random.fork_rng():
+        PPO("MultiInputPolicy", env, n_steps=4, batch_size=6, n_epochs=1, device="cpu").learn(24)

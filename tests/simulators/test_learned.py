@@ -13,7 +13,7 @@ from hawker.shop.decision import EMPTY, Decision
 from hawker.simulators.fit import fit
 from hawker.simulators.learned import NEVER, LearnedWorld, draw_days
 from hawker.simulators.likelihood import predict_rows
-from hawker.simulators.memory import EDGES, days_at_risk
+from hawker.simulators.memory import COUNTS, EDGES, days_at_risk
 from hawker.simulators.rows import Rows, Timeline
 from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.world import Shoppers
@@ -221,9 +221,11 @@ def test_a_world_remembers_as_its_models_were_taught(lasting):
         expected = laid(lambda b, d, o: o.click_probability)
         torch.testing.assert_close(click[shown], expected[shown], atol=1e-5, rtol=1e-4)
         _, state = model.memory.run(model.scaled(rows.shopper), model.summary(rows), time)
-        last = pages[-1][3].state["memory"][own]
-        torch.testing.assert_close(last[:, : state.shape[1]], state[steps - 1 :: steps], atol=1e-5, rtol=1e-4)
-        assert not last[:, state.shape[1] :].any()
+        last, counts = (pages[-1][3].state[name][own] for name in ("memory", "counts"))
+        width, expected = state.shape[1] - COUNTS, state[steps - 1 :: steps]
+        found = torch.cat([last[:, :width], counts], 1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        assert not last[:, width:].any()
 
 
 def test_members_answer_apart(lasting):
@@ -287,6 +289,52 @@ def test_single_impressions_leave_no_trace(world):
     assert outcome.gone.all()
     absent = (outcome.converted, outcome.revenue, outcome.conversion_probability, outcome.leave, outcome.days)
     assert absent == (None,) * 5
+
+
+def test_a_return_within_a_week_is_as_likely_as_it_is_often(lasting):
+    one = lasting.arrive(1, seeded(0))
+    many = Shoppers(
+        one.context.map(lambda array: array.expand(40_000, -1)),
+        one.member.expand(40_000),
+        {name: array.expand(40_000, *array.shape[1:]) for name, array in one.state.items()},
+    )
+    slate = decisions(one.context, 3).slate.expand(40_000, -1)
+    _, outcome = lasting.respond(many, Decision(slate, torch.zeros(40_000)), seeded(1))
+    assert outcome.return_probability.shape == (40_000,)
+    assert ((outcome.return_probability > 0) & (outcome.return_probability < 1)).all()
+    left = outcome.leave
+    count, p = int(left.sum()), float(outcome.return_probability[left].mean())
+    came = float((outcome.days[left] <= 7).float().mean())
+    assert came == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / count))
+
+
+def test_what_a_shop_offers_is_told(lasting, regulars, world):
+    assert lasting.offers == 3
+    assert lasting.lines == regulars[1].lines.texts == ("big sale today", "last ones left", "made by hand")
+    assert lasting.bids.tolist() == [0.0] * 20, "the catalog has no bids"
+    assert (world.offers, world.lines) == (1, ())
+
+
+def test_a_catalogs_bids_are_the_worlds(world):
+    catalog = world.builder.catalog
+    schema = dataclasses.replace(catalog.features, numeric=("bid", *catalog.features.numeric[1:]))
+    builder = dataclasses.replace(world.builder, catalog=dataclasses.replace(catalog, features=schema))
+    bids = LearnedWorld(builder, world.ensemble, world.arrive(9, seeded(0)).context, 3).bids
+    assert bids.tolist() == catalog.vectors[:, 0].tolist()
+
+
+def test_who_replaces_a_shopper_lives_in_the_member_of_the_place(lasting):
+    batch = lasting.arrive(200, seeded(0))
+    assert batch.placed
+    assert batch.member.tolist() == [0, 1] * 100
+    fresh = lasting.arrive(200, seeded(1)).take(torch.arange(200).flip(0))
+    assert not fresh.placed
+    gone = torch.rand(200, generator=seeded(2)) < 0.5
+    merged = batch.replaced(gone, fresh)
+    assert merged.member is batch.member
+    assert torch.equal(merged.context.shopper[gone], fresh.context.shopper[gone])
+    small = lasting.arrive(3, seeded(3)).replaced(torch.tensor([True, False, True]), fresh.take(torch.arange(3)))
+    assert small.member[[0, 2]].tolist() == fresh.member[[0, 2]].tolist()
 
 
 def test_parts_that_were_not_decided_are_as_none(lasting):

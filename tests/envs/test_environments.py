@@ -12,7 +12,11 @@ from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from stable_baselines3.common.env_checker import check_env as check_for_stable_baselines3
 
 import hawker.envs  # noqa: F401  # registers them
+from hawker.envs.environments import RecommendEnv, finite
+from hawker.envs.page import Rules
+from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
+from hawker.simulators.small import small_world
 
 IDS = sorted(name for name in gym.registry if name.startswith("hawker/"))
 HEADINGS = [
@@ -43,8 +47,8 @@ def rollout(env: gym.Env | VectorEnv, seed: int, steps: int = 8) -> list[Any]:
     return [part for step in happened for part in step]
 
 
-def test_there_is_something_to_check():
-    assert "hawker/Recommend-v0" in IDS
+def test_all_of_them_are_checked():
+    assert [*IDS] == [f"hawker/{name}-v0" for name in ("AdPlacement", "Copywriting", "Recommend", "Storefront")]
 
 
 @every_environment
@@ -84,17 +88,23 @@ def test_without_a_seed_every_reset_brings_someone_else(name):
 
 @every_environment
 def test_vector_of_one_is_the_single_environment(name):
-    single, vector = gym.make(name), gym.make_vec(name, num_envs=1)
-    actions = [vector.action_space.sample() for _ in range(3)]
-    for seed, action in enumerate(actions):
+    single, vector, endings = gym.make(name), gym.make_vec(name, num_envs=1), 0
+    vector.action_space.seed(0)
+    for seed in range(3):
         (alone, _), (batch, _) = single.reset(seed=seed), vector.reset(seed=seed)
         assert same(alone, {key: value[0] for key, value in batch.items()})
-        last, reward, terminated, truncated, info = single.step(action[0])
-        _, rewards, terminations, truncations, infos = vector.step(action)
-        assert (rewards[0], terminations[0], truncations[0]) == (reward, terminated, truncated)
-        assert terminated
-        assert same(last, infos["final_obs"][0])
-        assert {key: float(infos[key][0]) for key in info} == info
+        for _ in range(40):
+            action = vector.action_space.sample()
+            last, reward, terminated, truncated, info = single.step(action[0])
+            following, rewards, terminations, truncations, infos = vector.step(action)
+            assert (rewards[0], terminations[0], truncations[0]) == (reward, terminated, truncated)
+            assert {key: float(infos[key][0]) for key in info} == info
+            if terminated or truncated:
+                endings += 1
+                assert same(last, infos["final_obs"][0])
+                break
+            assert same(last, {key: value[0] for key, value in following.items()})
+    assert endings
 
 
 @every_environment
@@ -109,16 +119,17 @@ def test_vector_stays_in_its_spaces(name, n):
     assert env.observation_space.contains(observation)
     assert (rewards.shape, rewards.dtype) == ((n,), np.float64)
     assert (terminated.dtype, truncated.dtype) == (bool, bool)
-    assert not truncated.any()
-    assert same(info["_final_obs"], terminated)
-    for last in info["final_obs"][terminated]:
+    ended = terminated | truncated
+    assert same(info.get("_final_obs", np.zeros(n, bool)), ended)
+    for last in info["final_obs"][ended] if ended.any() else ():
         assert env.single_observation_space.contains(last)
 
 
 @every_environment
 def test_the_batch_has_the_form_of_gymnasiums_own_vectors(name):
-    ours = gym.make_vec(name, num_envs=3)
-    theirs = SyncVectorEnv([lambda: gym.make(name)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    world = small_world()  # everybody is gone after a page
+    ours = gym.make_vec(name, num_envs=3, world=world)
+    theirs = SyncVectorEnv([lambda: gym.make(name, world=world)] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
     assert ours.observation_space == theirs.observation_space
     assert ours.action_space == theirs.action_space
     assert ours.single_observation_space == theirs.single_observation_space
@@ -136,12 +147,13 @@ def test_the_batch_has_the_form_of_gymnasiums_own_vectors(name):
 
 @every_environment
 def test_gymnasiums_wrappers_take_the_batch(name):
-    env = RecordEpisodeStatistics(gym.make_vec(name, num_envs=3))
+    world = small_world()
+    env = RecordEpisodeStatistics(gym.make_vec(name, num_envs=3, world=world))
     env.reset(seed=0)
     _, rewards, _, _, info = env.step(env.action_space.sample())
     assert info["episode"]["r"] == pytest.approx(rewards)
     assert info["episode"]["l"].tolist() == [1, 1, 1]
-    as_list = DictInfoToList(gym.make_vec(name, num_envs=3))
+    as_list = DictInfoToList(gym.make_vec(name, num_envs=3, world=world))
     as_list.reset(seed=0)
     infos = as_list.step(as_list.action_space.sample())[4]
     assert [set(info["final_obs"]) for info in infos] == [set(as_list.single_observation_space)] * 3
@@ -150,7 +162,7 @@ def test_gymnasiums_wrappers_take_the_batch(name):
 @every_environment
 def test_what_was_returned_is_the_users_to_change(name):
     one, other = (gym.make_vec(name, num_envs=4) for _ in range(2))
-    action = np.tile(np.arange(one.action_space.shape[1]), (4, 1))
+    action = np.tile(one.single_action_space.nvec - 1, (4, 1))
     for env in (one, other):
         observation, _ = env.reset(seed=1)
         if env is one:
@@ -206,3 +218,95 @@ def test_an_action_of_another_form_is_refused(name, spoil, got):
         assert str(caught.value).startswith("step: bad action")
         assert got in str(caught.value)
         env.step(action)  # the page still stands
+
+
+def no_numbers(arrays: Any) -> bool:
+    """Tell whether an array, or one of a dict of them, holds a NaN or an infinity."""
+    if isinstance(arrays, dict):
+        return any(no_numbers(array) for array in arrays.values())
+    return arrays.dtype.kind == "f" and not np.isfinite(arrays).all()
+
+
+@every_environment
+@pytest.mark.usefixtures("nothing_global")
+def test_twenty_thousand_random_pages(name):
+    pages: list[list[Any]] = [[], []]
+    for kept in pages:
+        env = gym.make_vec(name, num_envs=500, rules=Rules(horizon=14.0, ad_gap=3, ad_load=0.5))
+        shop, space = env.unwrapped.storefront, env.action_space
+        space.seed(1)
+        observation, _ = env.reset(seed=1)
+        for _ in range(40):
+            eligible = [
+                set(own[mask == 1]) for own, mask in zip(observation["candidates"], observation["mask"], strict=True)
+            ]
+            observation, reward, _, _, info = env.step(space.sample())
+            kept.append((observation, reward, {key: info[key] for key in info if "final" not in key}))
+            assert not no_numbers(observation)
+            assert not no_numbers(reward)
+            assert not any(no_numbers(values) for key, values in info.items() if "final" not in key)
+            for slate, own in zip(shop.shown[1].slate.tolist(), eligible, strict=True):
+                items = [item for item in slate if item != EMPTY]
+                assert len(set(items)) == len(items)
+                assert own.issuperset(items)
+    assert all(map(same, *([part for step in kept for part in step] for kept in pages)))
+
+
+ODD_SHOPS = {
+    "one item": lambda: small_world(n_items=1, size=1),
+    "fewer items than slots": lambda: small_world(n_items=2, size=4),
+}
+
+
+@every_environment
+@pytest.mark.parametrize("shop", ODD_SHOPS)
+def test_odd_shops(name, shop):
+    world = ODD_SHOPS[shop]()
+    env = gym.make(name, world=world)
+    check_for_gymnasium(env.unwrapped)
+    vector = gym.make_vec(name, num_envs=20, world=world)
+    vector.reset(seed=0)
+    info = vector.step(vector.action_space.sample())[4]
+    assert (info["empty_slots"] >= world.size - world.choices).all()
+
+
+@every_environment
+def test_where_everything_is_out_of_stock_pages_are_empty(name, closed):
+    env = gym.make_vec(name, num_envs=5, world=closed)
+    observation, _ = env.reset(seed=0)
+    assert not observation["mask"].any()
+    assert not observation.get("ad_mask", np.zeros(1)).any()
+    _, reward, _, _, info = env.step(env.action_space.sample())
+    assert reward.tolist() == [0.0] * 5
+    assert info["empty_slots"].tolist() == [closed.size] * 5
+    assert info["ads"].tolist() == [0] * 5
+
+
+@every_environment
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_world_whose_answer_is_no_number_is_refused(name, value, broken):
+    for env in (gym.make(name, world=broken(value)), gym.make_vec(name, num_envs=2, world=broken(value))):
+        env.reset(seed=0)
+        with pytest.raises(InputError, match=f"world: the reward is not a number; got {value}; fit the shoppers anew"):
+            env.step(env.action_space.sample())
+
+
+@every_environment
+def test_arguments_that_cannot_be_meant(name):
+    for make in (lambda **given: gym.make(name, **given), lambda **given: gym.make_vec(name, num_envs=2, **given)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            make(colour="red")
+        with pytest.raises(InputError, match="horizon: no days; got 0"):
+            make(rules=Rules(horizon=0))
+    with pytest.raises(InputError, match="num_envs: no shoppers; got 0"):
+        gym.make_vec(name, num_envs=0)
+
+
+def test_an_unknown_environment_is_refused_with_a_hint():
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean: `Storefront`"):
+        gym.make("hawker/Storefrnt-v0")
+
+
+def test_numbers_pass():
+    assert finite(np.array([1.0, -2.0])).tolist() == [1.0, -2.0]
+    assert RecommendEnv().action_space.nvec.tolist() == [20, 20, 20]

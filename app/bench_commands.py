@@ -1,0 +1,105 @@
+"""The commands ``hawker bench ...``: the figures of the README, made anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from hawker.app.json_report import Json, write_report
+from hawker.app.tables import console, figure_table
+
+
+@dataclass(frozen=True)
+class BenchSignal:
+    """Plant click effects in logs of a shop's own shape and see whether the line finds them.
+
+    Args:
+        logs: A logs directory to take shoppers, items and times from; by default the Open Bandit sample.
+        impressions: Rows of each planted log.
+        ctr: Planted click rate.
+        seeds: Planted worlds.
+        repeats: Logs drawn to count how often intervals hold the truth.
+        quick: One small world and few repeats, for a look.
+    """
+
+    logs: Path | None = None
+    impressions: int = 200_000
+    ctr: float = 0.02
+    seeds: tuple[int, ...] = (11, 12, 13)
+    repeats: int = 100
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_signal
+
+        report = run_signal(
+            self.logs, self.impressions, self.ctr, self.seeds, self.repeats, self.quick, console().print
+        )
+        console().print(figure_table("A planted signal", report["figures"]))
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class BenchFidelity:
+    """Fit shoppers to logs of a gold world and hold them against its truth.
+
+    Args:
+        variant: The bazaar: a shipped variant (cascade, inert, weibull) or a YAML file; by default the base.
+        seeds: Logs, each with its own fit and fresh shoppers. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log, for a look.
+        html: Write reliability diagrams and distributions here, as one page that needs nothing else.
+    """
+
+    variant: str | None = None
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    html: Annotated[Path | None, arg(metavar="PATH")] = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_fidelity
+
+        report = run_fidelity(self.variant, self.seeds, self.quick, self.html, console().print)
+        console().print(figure_table("How far the learned shoppers can be believed", report["figures"]))
+        for note in report["notes"]:
+            console().print(f"- {note}")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class BenchSpeed:
+    """Time simulated shoppers in the whole storefront, on one core and on two.
+
+    Run it on an idle machine: the report says how loaded it was.
+
+    Args:
+        shoppers: Fitted shoppers; by default those of `hawker bench fidelity`, fitted unless they are there.
+        quick: Small fits and short timings, for a look.
+    """
+
+    shoppers: Path | None = None
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_speed
+
+        report = run_speed(self.shoppers, self.quick, console().print)
+        console().print(figure_table("How fast simulated shoppers are", report["figures"]))
+        before, after = (report["load"][when][0] for when in ("before", "after"))
+        console().print(f"- load average {before:.2f} before, {after:.2f} after")
+        write_report(self.json, report)
+
+
+BENCHES: dict[str, type[Any]] = {
+    "bench signal": BenchSignal,
+    "bench fidelity": BenchFidelity,
+    "bench speed": BenchSpeed,
+}

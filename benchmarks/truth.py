@@ -1,0 +1,87 @@
+"""The gold world `bazaar` with nothing hidden: what a strategy could do that knew its shoppers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.decision import Decision, Outcome
+from hawker.shop.features import FeatureSchema
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.bazaar import BazaarWorld, State
+from hawker.simulators.world import Shoppers
+
+FEATURES = "truth.shopper"
+"""Where the world's own features wait, in the shoppers' state, for its next page."""
+
+
+class TruthWorld:
+    """The gold world with contexts that tell its hidden state; for strategies that nobody could train on logs.
+
+    ``shopper`` holds the world's features and its state (columns ``truth.*``); ``affinity`` the logarithm of what each
+    candidate is worth at once at the best position, by a reward's weights of clicks and purchases.
+    """
+
+    def __init__(self, world: BazaarWorld, reward: RewardSpec) -> None:
+        self.world, self.size, self.choices, self.device = world, world.size, world.choices, world.device
+        self.offers, self.lines, self.bids = world.offers, world.lines, world.bids
+        self._reward, schema = reward, world.builder.shopper
+        p = world.parameters
+        self._widths = (len(p.segments), len(p.visit_classes), len(p.categories))
+        names = tuple(f"truth.{i}" for i in range(sum(self._widths) + 3))
+        none, one = (0.0,) * len(names), (1.0,) * len(names)
+        self._numbers = len(schema.numeric)
+        told = FeatureSchema(schema.numeric + names, schema.mean + none, schema.scale + one, schema.categories)
+        self.builder = ContextBuilder(told, world.builder.catalog)
+
+    def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
+        """Return n new shoppers, of whom everything is known."""
+        return self._told(self.world.arrive(n, generator))
+
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        """Answer one page per shopper."""
+        state = {name: value for name, value in shoppers.state.items() if name != FEATURES}
+        context = replace(
+            shoppers.context,
+            shopper=shoppers.state[FEATURES],
+            affinity=torch.zeros_like(shoppers.context.affinity),
+        )
+        after, outcome = self.world.respond(Shoppers(context, shoppers.member, state), decision, generator)
+        return self._told(after), outcome
+
+    def _told(self, here: Shoppers) -> Shoppers:
+        state, context = here.state, here.context
+        segments, classes, _ = self._widths
+        page = state["page"].float()[:, None]
+        truth = torch.cat(
+            [
+                nn.functional.one_hot(state["segment"], segments).float(),
+                nn.functional.one_hot(state["visit_class"], classes).float(),
+                state["fatigue"],
+                state["satisfaction"][:, None],
+                page.log1p(),
+                (page == 0).float(),
+            ],
+            1,
+        )
+        features = context.shopper
+        shopper = torch.cat([features[:, : self._numbers], truth, features[:, self._numbers :]], 1)
+        told = replace(context, shopper=shopper, affinity=self._worth(state, context))
+        return Shoppers(told, here.member, state | {FEATURES: features})
+
+    def _worth(self, state: State, context: Context[Tensor]) -> Tensor:
+        """Return the logarithm of what each candidate is worth at once, shape (N, C)."""
+        # Every candidate as a page of its own: what is above an item does not count here.
+        n, count = context.candidates.shape
+        alone = {name: value.repeat_interleave(count, 0) for name, value in state.items()}
+        pages = Decision(context.candidates.reshape(-1, 1), torch.zeros(n * count, device=self.device))
+        value = self.world.attraction(alone, pages).reshape(n, count)
+        bought = self.world.conversion_probabilities(alone, pages).reshape(n, count)
+        worth = value * (self._reward.click + self._reward.conversion * bought)
+        return worth.clamp(min=math.exp(-14)).log()

@@ -1,0 +1,432 @@
+"""A whole page as one random choice: the ad, the slate around it, the offer and a line of copy for every item.
+
+A page is drawn in this order: the ad's item or none, the ad's slot, the organic items in the other slots by
+Plackett-Luce without the ad's item, the offer's tier, and a line or none for every filled slot given the offer. The
+log-probability of a page is the sum of those of the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hawker.policies.protocol import picks_of, slate_of
+from hawker.policies.slate import Marginals, PlackettLuce
+from hawker.shop.context import Context
+from hawker.shop.decision import EMPTY, Decision
+
+PARTS = ("slate", "ad", "offer", "copy")
+"""What a page may be made of, in the order in which actions list it."""
+
+NEVER = -1e4
+"""Logit of what is masked: its probability is 0 in floating point, and its product with its logarithm is no NaN."""
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """Which parts of a page are chosen, and how an action lists them.
+
+    An action is ``[C] * K + [C + 1] + [K] + [T] + [L + 1] * K``, without the numbers of parts that are off: places in
+    the candidate list for the slots (the ad's item at its slot too, ``EMPTY`` for a slot that stays empty), the place
+    of the ad's item or C for none, the ad's slot (0 where there is none), the offer's tier, a line for each slot or L
+    for none.
+
+    Attributes:
+        size: Slots of a page, K.
+        slate: Whether the items are chosen.
+        ad: Whether an ad and its slot are.
+        offers: Tiers of the offer, T; 0 where it is not chosen.
+        lines: Lines of the bank, L; None where copy is not chosen.
+    """
+
+    size: int
+    slate: bool = True
+    ad: bool = False
+    offers: int = 0
+    lines: int | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that are chosen."""
+        chosen = (self.slate, self.ad, self.offers > 0, self.lines is not None)
+        return tuple(part for part, is_on in zip(PARTS, chosen, strict=True) if is_on)
+
+    @property
+    def width(self) -> int:
+        """Numbers of an action."""
+        return self.size * self.slate + 2 * self.ad + (self.offers > 0) + self.size * (self.lines is not None)
+
+    def nvec(self, choices: int) -> list[int]:
+        """Return how many values each number of an action has, with C = ``choices`` candidates."""
+        slots = [choices] * self.size if self.slate else []
+        ad = [choices + 1, self.size] if self.ad else []
+        offer = [self.offers] if self.offers else []
+        return slots + ad + offer + ([] if self.lines is None else [self.lines + 1] * self.size)
+
+    def actions(self, page: PageChoice, choices: int) -> Tensor:
+        """Return pages as actions, shape (B, width), with C = ``choices`` candidates."""
+        parts = []
+        if page.slate is not None:
+            parts.append(page.slate)
+        if page.ad is not None and page.slot is not None:
+            none = page.ad == EMPTY
+            parts += [page.ad.masked_fill(none, choices)[:, None], page.slot.masked_fill(none, 0)[:, None]]
+        if page.offer is not None:
+            parts.append(page.offer[:, None])
+        if page.lines is not None and self.lines is not None:
+            parts.append(page.lines.masked_fill(page.lines == EMPTY, self.lines))
+        return torch.cat(parts, 1)
+
+    def page(self, actions: Tensor, choices: int) -> PageChoice:
+        """Return actions (B, width) as pages, with C = ``choices`` candidates."""
+        widths = [self.size * self.slate, self.ad, self.ad, self.offers > 0, self.size * (self.lines is not None)]
+        slate, ad, slot, offer, lines = actions.long().split([int(width) for width in widths], 1)
+        none = ad == choices
+        return PageChoice(
+            slate if self.slate else None,
+            ad.masked_fill(none, EMPTY).squeeze(1) if self.ad else None,
+            slot.masked_fill(none, EMPTY).squeeze(1) if self.ad else None,
+            offer.squeeze(1) if self.offers else None,
+            None if self.lines is None else lines.masked_fill(lines == self.lines, EMPTY),
+        )
+
+
+class PageChoice(NamedTuple):
+    """What is chosen for B pages; a part that is off is None.
+
+    Attributes:
+        slate: Place in the candidate list of each slot's item, the ad's at its slot, shape (B, K); or ``EMPTY``.
+        ad: Place of the ad's item, shape (B,); ``EMPTY`` where the page has none.
+        slot: The ad's slot, shape (B,); ``EMPTY`` where the page has none.
+        offer: Tier, shape (B,).
+        lines: Line at each slot, shape (B, K); ``EMPTY`` where there is none.
+    """
+
+    slate: Tensor | None
+    ad: Tensor | None = None
+    slot: Tensor | None = None
+    offer: Tensor | None = None
+    lines: Tensor | None = None
+
+    def decision(
+        self, context: Context[Tensor], log_prob: Tensor, log_probs: dict[str, Tensor] | None = None
+    ) -> Decision[Tensor]:
+        """Return pages whose slate is chosen as decisions, with the log-probability of the whole page (B,)."""
+        assert self.slate is not None, "what is given is no decision"
+        return Decision(slate_of(context, self.slate), log_prob, self.slot, self.offer, self.lines, log_probs)
+
+    @classmethod
+    def of(cls, context: Context[Tensor], decision: Decision[Tensor]) -> PageChoice:
+        """Return decisions as pages.
+
+        Raises:
+            ValueError: A slate holds an item that is no candidate of its page.
+        """
+        slate, slot = picks_of(context, decision.slate), decision.ad
+        ad = None if slot is None else slate.gather(1, slot.clamp(min=0)[:, None]).squeeze(1)
+        if ad is not None and slot is not None:
+            ad = ad.masked_fill(slot == EMPTY, EMPTY)
+        return cls(slate, ad, slot, decision.offer, decision.copy)
+
+
+class LineLogits(NamedTuple):
+    """Logits of lines in factors, since they depend on an offer that is drawn before them.
+
+    Of line l on page b with tier t: (query[b] + by_tier[t]) . keys[l] + bias[l].
+
+    Attributes:
+        query: Shape (B, h).
+        keys: Of each line, and of none in the last place, shape (L + 1, h).
+        bias: Shape (L + 1,).
+        by_tier: What a tier adds to the query, shape (T, h); None where offers are off.
+    """
+
+    query: Tensor
+    keys: Tensor
+    bias: Tensor
+    by_tier: Tensor | None = None
+
+    def given(self, offer: Tensor | None) -> Tensor:
+        """Return the logits at tiers (B,): shape (B, L + 1)."""
+        query = self.query if offer is None or self.by_tier is None else self.query + self.by_tier[offer]
+        return torch.addmm(self.bias, query, self.keys.T)
+
+
+class PageLogits(NamedTuple):
+    """What an actor makes of B pages; a part that is off is None.
+
+    Attributes:
+        slate: Of each candidate as an organic item, shape (B, C), from -40 to 40.
+        ad: Of each candidate as an ad, and of none in the last place, shape (B, C + 1).
+        slot: Of each slot as the ad's, shape (B, K).
+        offer: Of each tier, shape (B, T).
+        line: Of the lines.
+    """
+
+    slate: Tensor | None
+    ad: Tensor | None = None
+    slot: Tensor | None = None
+    offer: Tensor | None = None
+    line: LineLogits | None = None
+
+
+class OrganicSlate:
+    """Plackett-Luce slates in pages of which some have fewer slots to fill.
+
+    Differs from ``PlackettLuce`` in that, and in how much it does per gradient step: log-probability and entropy come
+    from one pass over the candidates, which needs logits from -40 to 40.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor, size: int, room: Tensor | None = None) -> None:
+        """Set up the distribution.
+
+        Args:
+            logits: Shape (B, C).
+            mask: Eligible candidates, shape (B, C).
+            size: Slots, K.
+            room: Slots to fill, at most K, shape (B,); None fills all.
+        """
+        self._logits, self._mask, self._size, self._room = logits, mask, size, room
+
+    @property
+    def _plain(self) -> PlackettLuce:
+        return PlackettLuce(self._logits, self._mask, self._size)
+
+    def _cut(self, picks: Tensor) -> Tensor:
+        if self._room is None:
+            return picks
+        return picks.masked_fill(torch.arange(self._size, device=picks.device) >= self._room[:, None], EMPTY)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw a slate for every page: picks of shape (B, K)."""
+        return self._cut(self._plain.sample(generator))
+
+    def mode(self) -> Tensor:
+        """Return the likeliest slates, picks of shape (B, K)."""
+        return self._cut(self._plain.mode())
+
+    def marginals(self, draws: int, generator: torch.Generator) -> Marginals:
+        """Return the probability of each candidate at each position, as if all slots were to fill."""
+        return self._plain.marginals(draws, generator)
+
+    def log_prob(self, picks: Tensor) -> Tensor:
+        """Return the log-probability of whole slates, shape (B,); minus infinity where they cannot be drawn."""
+        return self.log_prob_and_entropy(picks)[0]
+
+    def log_prob_and_entropy(self, picks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of whole slates, and the sum of the slots' conditional entropies, (B,) each."""
+        backwards = picks.flip(1)  # sums over what is left are then plain cumulative sums
+        filled = backwards != EMPTY
+        shape = (len(picks), self._mask.shape[1] + 1)  # empty slots point behind the candidates
+        picked = torch.zeros(shape, dtype=torch.bool, device=picks.device)
+        picked = picked.scatter_(1, backwards.masked_fill(~filled, shape[1] - 1), True)[:, :-1]
+        never = self._logits.masked_fill(picked | ~self._mask, -torch.inf).exp()  # weights of what is not picked
+        chosen = self._logits.gather(1, backwards.clamp(min=0))
+        weight = chosen.exp() * filled
+        total = never.sum(1, keepdim=True) + weight.cumsum(1)
+        product = (never * self._logits).sum(1, keepdim=True) + (weight * chosen).cumsum(1)
+        total = torch.where(filled, total, 1.0)
+        log_total = total.log()
+        log_prob = (chosen * filled - log_total).sum(1)
+        entropy = (log_total - product / total * filled).sum(1)
+        return log_prob.masked_fill(~self._fits(picks, picked), -torch.inf), entropy
+
+    def _fits(self, picks: Tensor, picked: Tensor) -> Tensor:
+        """Return where the picks (B, K), as a set (B, C), can be drawn, shape (B,)."""
+        expected = self._mask.sum(1).clamp(max=self._size)
+        if self._room is not None:
+            expected = torch.minimum(expected, self._room)
+        filled = picks != EMPTY
+        in_order = (filled == (torch.arange(self._size, device=picks.device) < expected[:, None])).all(1)
+        return in_order & (picked.sum(1) == expected) & ~(picked & ~self._mask).any(1)
+
+
+class PageDistribution:
+    """Pages of a batch of contexts; see the module for how they are drawn.
+
+    Attributes:
+        layout: Which parts are chosen.
+    """
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        logits: PageLogits,
+        mask: Tensor,
+        ad_mask: Tensor | None = None,
+        given: Tensor | None = None,
+    ) -> None:
+        """Set up the distribution.
+
+        Args:
+            layout: Which parts are chosen.
+            logits: What an actor makes of the pages.
+            mask: Candidates that may be shown, shape (B, C).
+            ad_mask: Eligible candidates that may be the ad, shape (B, C); needed where ads are chosen.
+            given: The slates where they are not chosen, shape (B, K), ``EMPTY`` where a slot is; None: all are filled.
+        """
+        self.layout, self._logits, self._mask, self._given = layout, logits, mask, given
+        self._ad: Tensor | None = None
+        if layout.ad:
+            assert logits.ad is not None, "ads need logits"
+            assert ad_mask is not None, "ads need a mask"
+            may = torch.nn.functional.pad(ad_mask & mask, (0, 1), value=True)
+            self._ad = logits.ad.masked_fill(~may, NEVER).log_softmax(1)
+        self._slot = None if logits.slot is None else logits.slot.log_softmax(1)
+        self._offer = None if logits.offer is None else logits.offer.log_softmax(1)
+
+    def sample(self, generator: torch.Generator) -> PageChoice:
+        """Draw a page for every context."""
+        return self._choose(generator)
+
+    def mode(self) -> PageChoice:
+        """Return the page that takes the likeliest value of each part in turn."""
+        return self._choose(None)
+
+    def _choose(self, generator: torch.Generator | None) -> PageChoice:
+        ad = slot = slate = offer = lines = None
+        if self._ad is not None and self._slot is not None:
+            ad = _pick(self._ad, generator)
+            none = ad == self._mask.shape[1]
+            ad, slot = ad.masked_fill(none, EMPTY), _pick(self._slot, generator).masked_fill(none, EMPTY)
+        if self._logits.slate is not None:
+            organic = self._organic(ad)
+            slate = organic.mode() if generator is None else organic.sample(generator)
+            if ad is not None and slot is not None:
+                slate = _with_ad(slate, ad, slot)
+        if self._offer is not None:
+            offer = _pick(self._offer, generator)
+        line = self._line(offer)
+        if line is not None:
+            lines = _pick_lines(line, self.layout.size, generator)
+            lines = lines.masked_fill(lines == line.shape[1] - 1, EMPTY)
+            lines = lines.masked_fill(~self._shown(slate, slot, lines), EMPTY)
+        return PageChoice(slate, ad, slot, offer, lines)
+
+    def log_prob(self, page: PageChoice) -> Tensor:
+        """Return the log-probability of whole pages, shape (B,); minus infinity where one cannot be drawn."""
+        return sum_of(self.log_probs(page))
+
+    def log_probs(self, page: PageChoice) -> dict[str, Tensor]:
+        """Return the log-probability of each part given those before it, (B,) each; "ad" is the ad with its slot."""
+        return self.log_probs_and_entropies(page)[0]
+
+    def entropy(self, page: PageChoice) -> Tensor:
+        """Return the sum of the conditional entropies along drawn pages in nats, shape (B,).
+
+        Its mean over drawn pages is the entropy of the page, and unlike -log_prob it has a useful gradient.
+        """
+        return sum_of(self.log_probs_and_entropies(page)[1])
+
+    def log_probs_and_entropies(self, page: PageChoice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return log-probability and conditional entropy of each part along the pages, (B,) each, by part."""
+        log_probs: dict[str, Tensor] = {}
+        entropies: dict[str, Tensor] = {}
+        if self._logits.slate is not None:
+            assert page.slate is not None
+            organic, is_there = _without_ad(page.slate, page.ad, page.slot)
+            log_prob, entropies["slate"] = self._organic(page.ad).log_prob_and_entropy(organic)
+            log_probs["slate"] = log_prob if is_there is None else log_prob.masked_fill(~is_there, -torch.inf)
+        if self._ad is not None and self._slot is not None:
+            assert page.ad is not None
+            assert page.slot is not None
+            none = page.ad == EMPTY
+            place = page.ad.masked_fill(none, self._mask.shape[1])
+            at = _at(self._slot, page.slot.clamp(min=0)).masked_fill(none, 0.0)
+            log_probs["ad"] = _possible(_at(self._ad, place)) + at
+            entropies["ad"] = _entropy(self._ad) + _entropy(self._slot).masked_fill(none, 0.0)
+        if self._offer is not None:
+            assert page.offer is not None
+            log_probs["offer"], entropies["offer"] = _at(self._offer, page.offer), _entropy(self._offer)
+        line = self._line(page.offer)
+        if line is not None:
+            assert page.lines is not None
+            said = page.lines.masked_fill(page.lines == EMPTY, line.shape[1] - 1)
+            each = line.gather(1, said)
+            shown = self._shown(page.slate, page.slot, page.lines)
+            each = torch.where(shown, each, torch.where(page.lines == EMPTY, 0.0, -torch.inf))
+            log_probs["copy"], entropies["copy"] = each.sum(1), shown.sum(1) * _entropy(line)
+        return log_probs, entropies
+
+    def _organic(self, ad: Tensor | None) -> OrganicSlate:
+        """Return the distribution of the slots around an ad (B,)."""
+        assert self._logits.slate is not None
+        if ad is None:
+            return OrganicSlate(self._logits.slate, self._mask, self.layout.size)
+        has_ad = ad != EMPTY
+        taken = torch.zeros_like(self._mask).scatter_(1, ad.clamp(min=0)[:, None], has_ad[:, None])
+        return OrganicSlate(self._logits.slate, self._mask & ~taken, self.layout.size, self.layout.size - has_ad.long())
+
+    def _shown(self, slate: Tensor | None, slot: Tensor | None, lines: Tensor) -> Tensor:
+        """Return which slots have an item to say something about, shape (B, K)."""
+        if slate is not None:
+            return slate != EMPTY
+        if self._given is None:
+            return torch.ones_like(lines, dtype=torch.bool)
+        shown = self._given != EMPTY
+        if slot is not None:
+            shown = shown | (torch.arange(self.layout.size, device=shown.device) == slot[:, None])
+        return shown
+
+    def _line(self, offer: Tensor | None) -> Tensor | None:
+        """Return the log-probabilities of the lines, none in the last place, given the offer (B,): (B, L + 1)."""
+        line = self._logits.line
+        return None if line is None else line.given(offer).log_softmax(1)
+
+
+def sum_of(parts: dict[str, Tensor]) -> Tensor:
+    """Return the sum of the parts, shape (B,)."""
+    return torch.stack(list(parts.values())).sum(0)
+
+
+def _pick(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a column of each row, (B,); the likeliest one without a generator. Never one that is masked."""
+    if generator is None:
+        return log_probs.argmax(1)
+    return (log_probs - torch.empty_like(log_probs).exponential_(generator=generator).log_()).argmax(1)
+
+
+def _pick_lines(log_probs: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+    """Draw K columns of each row, with replacement, (B, K), by one search in the row's cumulative sums."""
+    if generator is None:
+        return log_probs.argmax(1, keepdim=True).expand(-1, size)
+    edges = log_probs.exp().cumsum(1)
+    draws = torch.rand(len(edges), size, generator=generator, device=edges.device) * edges[:, -1:]
+    return torch.searchsorted(edges, draws, right=True).clamp_(max=edges.shape[1] - 1)
+
+
+def _at(log_probs: Tensor, place: Tensor) -> Tensor:
+    """Return one entry of each row, shape (B,)."""
+    return log_probs.gather(1, place[:, None]).squeeze(1)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Return the entropy of each row in nats, shape (B,)."""
+    return -(log_probs.exp() * log_probs).sum(1)
+
+
+def _possible(log_prob: Tensor) -> Tensor:
+    """Return log-probabilities with those of what is masked at minus infinity."""
+    return log_prob.masked_fill(log_prob < NEVER / 2, -torch.inf)
+
+
+def _with_ad(organic: Tensor, ad: Tensor, slot: Tensor) -> Tensor:
+    """Put ads (B,) into their slots (B,) and the organic picks (B, K) around them."""
+    place, size = torch.arange(organic.shape[1], device=organic.device), organic.shape[1]
+    at = slot.masked_fill(slot == EMPTY, size)[:, None]
+    return torch.where(place == at, ad[:, None], organic.gather(1, place - (place > at).long()))
+
+
+def _without_ad(slate: Tensor, ad: Tensor | None, slot: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Take the ads out of slates (B, K); return what is left, and where (B,) the ad stood at its slot indeed."""
+    if ad is None or slot is None:
+        return slate, None
+    size, has_ad = slate.shape[1], ad != EMPTY
+    place = torch.arange(size, device=slate.device)
+    at = slot.masked_fill(~has_ad, size)[:, None]
+    organic = slate.gather(1, (place + (place >= at).long()).clamp(max=size - 1))
+    organic = organic.masked_fill(has_ad[:, None] & (place == size - 1), EMPTY)
+    return organic, ~has_ad | (_at(slate, slot.clamp(min=0)) == ad)

@@ -1,0 +1,249 @@
+"""The actor that scores every part of a page with shared weights, and a trained one as a strategy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hawker.policies.page import LineLogits, OrganicSlate, PageChoice, PageDistribution, PageLayout, PageLogits, sum_of
+from hawker.policies.protocol import Strategy
+from hawker.policies.slate import LOGIT_BOUND, Linear, SlateActor, initialise
+from hawker.policies.trained import POLICY, WEIGHTS
+from hawker.shop.artefacts import read_json, verify_directory, write_json
+from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.decision import EMPTY, Decision
+from hawker.shop.errors import InputError
+
+DENSE = 64
+"""Catalog items per candidate up to which scoring all items in one product is faster than gathering candidates."""
+
+
+class PageActor(nn.Module):
+    """Logits of a page: pointers at candidates and lines, and small heads for the ad's slot and the offer.
+
+    The slate's logits are those of ``SlateActor``. An ad is scored with the same item keys and a query of its own;
+    that there is none competes with all bidders together, so that more bidders do not make more ads. A line is scored
+    with a key made from its vector, alike for all slots of a page; an offer changes what a line is worth through the
+    same keys, since a line that claims an offer is a lie without one. Logits but those of lines lie within
+    ``LOGIT_BOUND``; "no ad" has the logarithm of the number of bidders on top.
+
+    Attributes:
+        layout: Which parts are chosen.
+        slate: The slate's actor, whose query and keys the other parts share.
+        bidders: Catalog indices of the items that may be ads, shape (S,).
+        line_vectors: The bank's vectors, shape (L, w).
+    """
+
+    bidders: Tensor
+    bidder_of: Tensor
+    line_vectors: Tensor
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        builder: ContextBuilder,
+        hidden: int,
+        generator: torch.Generator,
+        bids: npt.NDArray[Any] | None = None,
+        line_vectors: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        """Set up the actor.
+
+        Args:
+            layout: Which parts are chosen.
+            builder: The shop's contexts and catalog.
+            hidden: Width h.
+            generator: Source of the first weights.
+            bids: Bid of each catalog item, shape (I,), 0 where it has none; needed where ads are chosen.
+            line_vectors: Vectors of the bank's lines near unit scale, shape (L, w), as ``Lines.scaled`` has them;
+                needed where copy is chosen.
+
+        Raises:
+            ValueError: What a part needs is missing or of another size.
+        """
+        super().__init__()
+        self.layout, self.hidden = layout, hidden
+        self.slate = SlateActor(builder, layout.size, hidden, generator)
+        n_items = len(builder.catalog)
+        if layout.ad:
+            if bids is None or len(bids) != n_items:
+                raise ValueError("ads need a bid for every item")
+            bidders = np.flatnonzero(np.asarray(bids) > 0)
+            place = np.full(n_items, EMPTY)
+            place[bidders] = np.arange(len(bidders))
+            self.register_buffer("bidders", torch.from_numpy(bidders))
+            self.register_buffer("bidder_of", torch.from_numpy(place))
+            self.ad_query, self.no_ad = Linear(hidden, hidden), Linear(hidden, 1)
+            self.slot = Linear(hidden, layout.size)
+            self.ad_bias = nn.Parameter(torch.zeros(n_items))
+        if layout.offers:
+            self.offer = Linear(hidden, layout.offers)
+        if layout.lines is not None:
+            if line_vectors is None or len(line_vectors) != layout.lines:
+                raise ValueError("copy needs a vector for every line")
+            self.register_buffer("line_vectors", torch.from_numpy(np.array(line_vectors, np.float32)))
+            self.line_query, self.line_key = Linear(hidden, hidden), Linear(line_vectors.shape[1], hidden)
+            self.line_own = nn.Parameter(torch.zeros(layout.lines + 1, hidden))  # the last is no line
+            self.line_bias = nn.Parameter(torch.zeros(layout.lines + 1))
+            initialise(self.line_key, generator)
+            if layout.offers:
+                self.tier_query = nn.Parameter(torch.zeros(layout.offers, hidden))
+        for name in ("ad_query", "no_ad", "slot", "offer", "line_query"):
+            if (head := getattr(self, name, None)) is not None:  # every value of a part starts equally likely
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    def forward(self, context: Context[Tensor], bidder: Tensor | None = None) -> PageLogits:
+        """Return the logits of a batch of pages.
+
+        Args:
+            context: The pages.
+            bidder: What ``bidder`` returned for them; needed where ads are chosen.
+        """
+        query = self.slate._query(context.shopper)
+        candidates = context.candidates.long()
+        keys = self.slate._key(self.slate.item_vectors, self.slate.own_key)
+        organic = ad = slot = offer = line = None
+        if self.layout.slate:
+            bias = self.slate._bias(self.slate.item_vectors, self.slate.own_bias).squeeze(-1)
+            organic = self.slate._bound(self._scores(query, keys, bias, candidates), query, context.affinity).float()
+        if self.layout.ad:
+            assert bidder is not None, "ads need bidders"
+            scores = _bound(self._ad_scores(query, keys, bidder))
+            bidding = (bidder != EMPTY).sum(1, keepdim=True).clamp(min=1).log()
+            ad = torch.cat([scores, _bound(self.no_ad(query)) + bidding], 1).float()
+            slot = _bound(self.slot(query)).float()
+        if self.layout.offers:
+            offer = _bound(self.offer(query)).float()
+        if self.layout.lines is not None:
+            line_keys = nn.functional.pad(self.line_key(self.line_vectors), (0, 0, 0, 1)) + self.line_own
+            by_tier = self.tier_query if self.layout.offers else None
+            line = LineLogits(
+                self.line_query(query).float(), line_keys.float() * self.hidden**-0.5, self.line_bias, by_tier
+            )
+        return PageLogits(organic, ad, slot, offer, line)
+
+    def _scores(self, query: Tensor, keys: Tensor, bias: Tensor, candidates: Tensor) -> Tensor:
+        """Return query . key / sqrt(h) + bias of each candidate, shape (B, C)."""
+        query = query * self.hidden**-0.5
+        if len(keys) <= DENSE * candidates.shape[1]:
+            return torch.addmm(bias, query, keys.T).gather(1, candidates)
+        return torch.einsum("bh,bch->bc", query, keys[candidates]) + bias[candidates]
+
+    def _ad_scores(self, query: Tensor, keys: Tensor, bidder: Tensor) -> Tensor:
+        """Return the scores of candidates as ads, shape (B, C), of others any number. Only bidders are scored."""
+        if not len(self.bidders):
+            return torch.zeros(bidder.shape, device=query.device)
+        query, keys = self.ad_query(query) * self.hidden**-0.5, keys[self.bidders]
+        return torch.addmm(self.ad_bias[self.bidders], query, keys.T).gather(1, bidder.clamp(min=0))
+
+    def bidder(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> Tensor | None:
+        """Return which of the bidders each candidate is, shape (B, C), ``EMPTY`` where it may not be the ad.
+
+        None where ads are not chosen. ``ad_mask`` (B, C) narrows further which bidders may be ads.
+        """
+        if not self.layout.ad:
+            return None
+        may = context.mask if ad_mask is None else context.mask & ad_mask
+        return self.bidder_of[context.candidates.long()].masked_fill(~may, EMPTY)
+
+    def distribution(
+        self, context: Context[Tensor], ad_mask: Tensor | None = None, given: Tensor | None = None
+    ) -> PageDistribution:
+        """Return the distribution over pages.
+
+        Args:
+            context: The pages.
+            ad_mask: Narrows further which bidders may be ads, shape (B, C).
+            given: The slates where they are not chosen, shape (B, K), ``EMPTY`` where a slot is; None: all are filled.
+        """
+        bidder = self.bidder(context, ad_mask)
+        may = None if bidder is None else bidder != EMPTY
+        return PageDistribution(self.layout, self(context, bidder), context.mask, may, given)
+
+
+def _bound(scores: Tensor) -> Tensor:
+    return LOGIT_BOUND * torch.tanh(scores / LOGIT_BOUND)
+
+
+class PageStrategy(Strategy):
+    """Whole pages from a page actor, with exact log-probabilities of every part.
+
+    Attributes:
+        actor: The actor; it chooses at least the slate.
+        builder: The shop's contexts and catalog that it was trained with.
+        lines: Texts of the bank's lines, whose numbers its copy holds.
+        trained_on: What made it: digests, seed, steps.
+    """
+
+    name = "trained"
+
+    def __init__(
+        self, actor: PageActor, builder: ContextBuilder, lines: tuple[str, ...], trained_on: dict[str, Any]
+    ) -> None:
+        if not actor.layout.slate:
+            raise ValueError("a strategy chooses the slate")
+        self.actor, self.builder, self.lines = actor.requires_grad_(False).eval(), builder, lines
+        self.trained_on, self.size = trained_on, actor.layout.size
+
+    def distribution(self, context: Context[Tensor]) -> OrganicSlate:
+        """Return the distribution over slates without an ad."""
+        logits = self.actor(context, self.actor.bidder(context)).slate
+        return OrganicSlate(logits, context.mask, self.size)
+
+    def pages(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> PageDistribution:
+        """Return the distribution over whole pages; ``ad_mask`` (B, C) further narrows which items may be ads."""
+        return self.actor.distribution(context, ad_mask)
+
+    def propose(
+        self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
+    ) -> Decision[Tensor]:
+        """Draw one page per context; ``log_prob`` is of the whole page, ``log_probs`` of its parts."""
+        pages = self.pages(context, ad_mask)
+        page = pages.sample(generator)
+        log_probs = pages.log_probs(page)
+        return page.decision(context, sum_of(log_probs), log_probs)
+
+    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor], ad_mask: Tensor | None = None) -> Tensor:
+        """Return the log-probability of whole pages under this strategy, shape (B,)."""
+        return self.pages(context, ad_mask).log_prob(PageChoice.of(context, decision))
+
+    def save(self, directory: Path) -> None:
+        """Write weights and schemas into a directory that is being written."""
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.actor.state_dict().items()}, directory / WEIGHTS)
+        layout = self.actor.layout
+        page = {"size": layout.size, "ad": layout.ad, "offers": layout.offers, "copy": layout.lines is not None}
+        values = {"page": page | {"hidden": self.actor.hidden}, "lines": list(self.lines)}
+        write_json(directory / POLICY, values | {"builder": self.builder.to_dict(), "trained_on": self.trained_on})
+
+    @classmethod
+    def load(cls, directory: Path, device: torch.device) -> PageStrategy:
+        """Read a strategy that ``save`` wrote, verifying its checksums.
+
+        Raises:
+            InputError: Files are missing, changed or of another form.
+        """
+        directory = verify_directory(directory, "policy")
+        values = read_json(directory / POLICY)
+        try:
+            weights = load_file(directory / WEIGHTS)
+            vectors, page = weights["slate.item_vectors"].numpy(), values["page"]
+            builder = ContextBuilder.from_dict(values["builder"], vectors, directory / POLICY)
+            lines = weights["line_vectors"].numpy() if page["copy"] else None
+            layout = PageLayout(page["size"], True, page["ad"], page["offers"], None if lines is None else len(lines))
+            bids = None
+            if layout.ad:
+                bids = np.zeros(len(vectors))
+                bids[weights["bidders"].numpy()] = 1.0
+            actor = PageActor(layout, builder, page["hidden"], torch.Generator(), bids, lines)
+            actor.load_state_dict(weights)
+            return cls(actor.to(device), builder, tuple(values["lines"]), values["trained_on"])
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OSError, SafetensorError) as error:
+            raise InputError("not a policy of this version", where=directory, got=str(error).splitlines()[0]) from None

@@ -1,0 +1,168 @@
+"""A world whose contexts also tell what a learned memory makes of each shopper's history.
+
+Strategies see pages, not histories. What a shop has observed of a shopper (pages shown, clicks, purchases, days between
+visits) is read here by the memory of one learned shopper model, the same way in learned and in gold worlds; nothing
+hidden is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.decision import EMPTY, Decision, Outcome
+from hawker.shop.features import FeatureSchema
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.learned import NEVER
+from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOODS, TOLD, clock_of
+from hawker.simulators.pages import shown_rows
+from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.world import Shoppers, World
+
+OWN = "reader."
+"""What begins the names of the reader's part of the shoppers' state."""
+
+
+class ReadWorld:
+    """A world seen through a reader; see `hawker.simulators.world.World`.
+
+    Contexts are those of the reader's shop: ``shopper`` holds the features that the logs know, and what the
+    reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
+    worth at once, at a page's best position, by the weights of a reward for clicks and purchases.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        builder: ContextBuilder,
+        ensemble: Ensemble,
+        reward: RewardSpec,
+        lines: tuple[str, ...] | None = None,
+    ) -> None:
+        """Put a reader in front of a world.
+
+        Args:
+            world: What answers.
+            builder: The contexts that the ensemble was fitted with; its items are those of the world, in their order.
+            ensemble: Fitted shoppers; the first member reads.
+            reward: Its weights of clicks and purchases enter the affinities.
+            lines: The bank of lines that the ensemble knows, in its order, where it is not the world's own.
+
+        Raises:
+            ValueError: The model has no memory, the shops sell different items, or the world lacks a line.
+        """
+        model = ensemble.models[0]
+        if model.memory is None:
+            raise ValueError("shoppers without a history have no memory to read with")
+        if builder.catalog.item_ids != world.builder.catalog.item_ids:
+            raise ValueError("the reader's shop does not sell the world's items")
+        self.world, self.size, self.choices, self.device = world, world.size, world.choices, world.device
+        self.offers, self.bids = world.offers, world.bids
+        self.lines = world.lines if lines is None else lines
+        number = {text: i for i, text in enumerate(world.lines)}
+        if not set(self.lines) <= set(number):
+            raise ValueError("the reader's bank holds a line that the world does not know")
+        self._line = torch.tensor([*(number[text] for text in self.lines), EMPTY], device=world.device)
+        self.model, self._memory = model.requires_grad_(False).eval(), model.memory
+        self.calibration, self._reward = ensemble.calibration, reward
+        self._numbers, self._told = len(builder.shopper.numeric), TOLD + self._memory.wishes
+        self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK
+        self.builder = ContextBuilder(_with_history(builder.shopper, self._history), builder.catalog)
+        self._columns, self._known = (
+            torch.from_numpy(part).to(world.device) for part in _columns(world.builder.shopper, builder.shopper)
+        )
+        self._rest = torch.from_numpy(np.array(builder.shopper.centre)).to(world.device) * ~self._known
+
+    def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
+        """Return n new shoppers, of whom nothing is known but their features."""
+        here = self.world.arrive(n, generator)
+        features = self._features(here.context)
+        zero = torch.zeros(n, device=self.device)
+        own = {"memory": self._memory.start(self.model.scaled(features)), "gap": zero, "number": zero.clone()}
+        return self._seen(here, own)
+
+    def respond(
+        self, shoppers: Shoppers, decision: Decision[Tensor], generator: torch.Generator
+    ) -> tuple[Shoppers, Outcome[Tensor]]:
+        """Answer one page per shopper, and read what came of it."""
+        own = {name.removeprefix(OWN): value for name, value in shoppers.state.items() if name.startswith(OWN)}
+        inner = {name: value for name, value in shoppers.state.items() if not name.startswith(OWN)}
+        context = replace(shoppers.context, shopper=own.pop("shopper"), affinity=own.pop("affinity"))
+        said = decision
+        if decision.copy is not None:
+            said = replace(decision, copy=self._line[decision.copy])  # that of -1 is the last one
+        after, outcome = self.world.respond(Shoppers(context, shoppers.member, inner), said, generator)
+        rows = shown_rows(self.model, replace(context, shopper=self._features(context)), decision)
+        converted, revenue = (
+            None if part is None else part.float().flatten() for part in (outcome.converted, outcome.revenue)
+        )
+        rows = replace(rows, clicked=outcome.clicked.float().flatten(), converted=converted, revenue=revenue)
+        memory = self._memory.after(own["memory"], own["gap"], own["number"], self.model.summary(rows))
+        leave = torch.zeros_like(outcome.gone) if outcome.leave is None else outcome.leave
+        days = torch.zeros_like(own["gap"]) if outcome.days is None else outcome.days.clamp(max=NEVER).to(torch.float32)
+        number = torch.where(leave, 0.0, own["number"] + 1.0)
+        return self._seen(after, {"memory": memory, "gap": days, "number": number}), outcome
+
+    def _features(self, context: Context[Tensor]) -> Tensor:
+        """Return the shoppers' features as the logs have them, shape (N, D)."""
+        return torch.where(self._known, context.shopper[:, self._columns], self._rest)
+
+    def _seen(self, here: Shoppers, own: dict[str, Tensor]) -> Shoppers:
+        """Return the world's shoppers with contexts that tell what was read."""
+        model, memory, context = self.model, self._memory, here.context
+        features, clock = self._features(context), clock_of(own["gap"], own["number"])
+        told = memory.before(own["memory"], clock)
+        readable = memory.readable(own["memory"])[:, -CLASSES - MOODS - COUNTS :]
+        numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
+        shopper = torch.cat([numbers, told, readable, clock, categories], 1)
+        worth = self._worth(torch.cat([model.scaled(features), told], 1))
+        affinity = worth.gather(1, context.candidates.long())
+        kept = own | {"shopper": context.shopper, "affinity": context.affinity}
+        state_of = here.state | {OWN + name: value for name, value in kept.items()}
+        return Shoppers(replace(context, shopper=shopper, affinity=affinity), here.member, state_of)
+
+    def person(self, shopper: Tensor) -> Tensor:
+        """Return what the heads of the reader's model see of shoppers, from its contexts' ``shopper`` (B, D + history).
+
+        Shape (B, D + TOLD + wishes), as ``ShopperModel.person`` returns it.
+        """
+        start, end = self._numbers, self._numbers + self._history
+        features = torch.cat([shopper[:, :start], shopper[:, end:]], 1)
+        return torch.cat([self.model.scaled(features), shopper[:, start : start + self._told]], 1)
+
+    def _worth(self, person: Tensor) -> Tensor:
+        """Return the logarithm of what every item is worth at once to each shopper, shape (N, n_items)."""
+        click, purchase = self.model.tables(person)
+        value = calibrated(click.items.sigmoid(), self.calibration[0])
+        worth = torch.full_like(value, self._reward.click)
+        if purchase is not None:
+            worth = worth + self._reward.conversion * calibrated(purchase.items.sigmoid(), self.calibration[1])
+        return (value * worth).clamp(min=1e-6).log()
+
+
+def _with_history(schema: FeatureSchema, width: int) -> FeatureSchema:
+    """Return the schema with the reader's columns after the logs' numbers; they are near unit scale as they are."""
+    names = tuple(f"history.{i}" for i in range(width))
+    none, one = (0.0,) * len(names), (1.0,) * len(names)
+    return FeatureSchema(schema.numeric + names, schema.mean + none, schema.scale + one, schema.categories)
+
+
+def _columns(world: FeatureSchema, reader: FeatureSchema) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return where in the world's encoded features each of the reader's stands, and whether it is there: both (D,)."""
+    place = {entry: i for i, entry in enumerate(_entries(world))}
+    wanted = _entries(reader)
+    return (
+        np.array([place.get(entry, 0) for entry in wanted], np.int64),
+        np.array([entry in place for entry in wanted], bool),
+    )
+
+
+def _entries(schema: FeatureSchema) -> list[tuple[str, str | None]]:
+    """Return what each entry of an encoded row says: a number's name, or a category's name and value."""
+    numbers: list[tuple[str, str | None]] = [(name, None) for name in schema.numeric]
+    return numbers + [(name, value) for name, known in schema.categories.items() for value in known]

@@ -1,0 +1,145 @@
+import dataclasses
+import statistics
+
+import numpy as np
+import pytest
+import torch
+
+from hawker.benchmarks import speed, speed_profile
+from hawker.benchmarks.bazaar import logging_strategy
+from hawker.benchmarks.speed import QUICK, Passes, SpeedConfig, Stepper, bench_speed, enlarged, random_pages
+from hawker.shop.decision import EMPTY
+from hawker.shop.errors import InputError
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.bazaar_parameters import load_bazaar
+from hawker.simulators.config import FitConfig
+from hawker.simulators.diary import write_logs
+from hawker.simulators.fit import fit
+from hawker.simulators.store import load_shoppers
+
+SMALL = dataclasses.replace(QUICK, items=40, size=4, choices=9, batch=128, few=64, many=128, seconds=0.01, repeats=3)
+
+
+@pytest.fixture(scope="module")
+def bazaar_run(tmp_path_factory):
+    """Shoppers fitted in a hurry to a short log of the bazaar: every head is there."""
+    directory = tmp_path_factory.mktemp("bazaar")
+    world = BazaarWorld(load_bazaar(None), torch.device("cpu"))
+    write_logs(world, logging_strategy(world, "popularity"), directory / "logs", 80, 28, 0)
+    fit(directory / "logs", directory / "shoppers", FitConfig(members=2, epochs=1), lambda line: None)
+    return directory / "shoppers"
+
+
+@pytest.fixture(scope="module")
+def fitted(bazaar_run):
+    return load_shoppers(bazaar_run, torch.device("cpu"))
+
+
+@pytest.fixture
+def world(fitted):
+    return enlarged(fitted, 1_100, 10, 50)
+
+
+def test_an_enlarged_world_answers_as_the_fitted_one(fitted, world):
+    small, n = fitted.world("train"), len(fitted.builder.catalog)
+    assert (len(world.builder.catalog), world.size, world.choices) == (1_100, 10, 50)
+    assert len(set(world.builder.catalog.item_ids)) == 1_100
+    assert world.lines == small.lines
+    assert torch.equal(world.bids[:n], small.bids)
+    context = small.arrive(20, torch.Generator().manual_seed(0)).context
+    slate = torch.arange(small.size).expand(20, -1)
+    wide = torch.nn.functional.pad(slate, (0, 10 - small.size), value=EMPTY)
+    copies = torch.where(wide >= 0, wide + n, EMPTY)
+    expected = small.click_probabilities(context, slate)
+    for shown in (wide, copies):
+        torch.testing.assert_close(world.click_probabilities(context, shown)[:, :, : small.size], expected)
+
+
+def test_candidates_of_an_enlarged_world_differ(world):
+    candidates = world.arrive(200, torch.Generator().manual_seed(0)).context.candidates
+    assert candidates.min() >= 0
+    assert candidates.max() < 1_100
+    assert all(len(row.unique()) == 50 for row in candidates)
+
+
+def test_random_pages_show_nothing_twice(world):
+    pages = random_pages(world, 300, 0)
+    assert all(len(row.unique()) == 10 for row in pages[:, :10])
+    highs = [50] * 10 + [51, 10, world.offers] + [len(world.lines) + 1] * 10
+    assert pages.shape == (300, len(highs))
+    assert (pages >= 0).all()
+    assert (pages < torch.tensor(highs)).all()
+
+
+def test_a_timed_step_is_a_whole_one(world):
+    stepper = Stepper(world, 128)
+    first = stepper.storefront.shoppers
+    stepper.step()
+    _, decision, outcome = stepper.storefront.shown
+    assert decision.ad is not None
+    assert decision.offer is not None
+    assert decision.copy is not None
+    assert outcome.return_probability is not None
+    assert stepper.storefront.shoppers.placed
+    assert not torch.equal(stepper.storefront.shoppers.state["memory"], first.state["memory"])
+
+
+def test_bare_passes_are_all_members_and_heads(world, monkeypatch):
+    passes, seen = Passes(world, 128), []
+    for model in world.models:
+        after = model.memory.after
+        monkeypatch.setattr(model.memory, "after", lambda *a, after=after: seen.append(after(*a)))
+    passes.step()
+    assert len(seen) == len(world.models)
+    assert sum(len(memory) for memory, _ in seen) == 128
+
+
+def test_figures_are_medians_with_their_range(bazaar_run):
+    told = []
+    report = bench_speed(dataclasses.replace(SMALL, shoppers=bazaar_run, processes=False), told.append)
+    timings = report["timings"]
+    env = report["figures"]["env.user_steps_per_s"]
+    assert env["value"] == statistics.median(timings["env"])
+    assert (env["low"], env["high"], env["n"]) == (min(timings["env"]), max(timings["env"]), 3)
+    ratios = [a / b for a, b in zip(timings["env"], timings["bare"], strict=True)]
+    assert report["figures"]["env.of_bare_forward"]["value"] == pytest.approx(statistics.median(ratios))
+    costs = [a / b for a, b in zip(timings["few"], timings["many"], strict=True)]
+    assert report["figures"]["env.cost_ratio_shoppers"]["value"] == pytest.approx(statistics.median(costs))
+    assert "env.two_processes" not in report["figures"]
+    assert len(report["load"]["before"]) == 3
+    assert report["shoppers"] == load_shoppers(bazaar_run, torch.device("cpu")).digest
+    assert told
+
+
+@pytest.mark.slow
+def test_two_processes_are_timed_in_turn(bazaar_run):
+    one, two = speed.two_processes(bazaar_run, SMALL)
+    assert len(one) == len(two) == 3
+    assert min(one) > 0
+    assert min(two) > 0
+
+
+def test_intervals_hold_the_median():
+    found = speed._median(np.arange(100.0), "s")
+    assert (found["value"], found["low"], found["high"], found["n"]) == (49.5, 40.0, 59.0, 100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 0}, "speed.repeats: bad number; got 0, expected above 0"),
+        ({"batch": -1}, "speed.batch: bad number; got -1, expected above 0"),
+        ({"choices": 5}, "speed: too few items; got (10, 5, 1000), expected slots <= candidates <= items"),
+    ],
+)
+def test_bad_configs(change, message):
+    with pytest.raises(InputError) as error:
+        bench_speed(dataclasses.replace(SpeedConfig(), **change), print)
+    assert str(error.value) == message
+
+
+def test_a_profile_names_lines(world, capsys):
+    speed_profile.profile("passes", Passes(world, 64).step, 64)
+    told = capsys.readouterr().out
+    assert "us a user-step in" in told
+    assert "simulators.frozen_memory:" in told

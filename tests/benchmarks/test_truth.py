@@ -1,0 +1,39 @@
+"""The gold world with nothing hidden: the same world, told more."""
+
+import torch
+
+from hawker.benchmarks.bazaar import logging_strategy
+from hawker.benchmarks.truth import TruthWorld
+from hawker.shop.decision import Decision
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.bazaar import BazaarWorld
+
+
+def test_telling_changes_nothing_that_happens(bazaar: BazaarWorld):
+    told = TruthWorld(bazaar, RewardSpec(conversion=5.0))
+    strategy = logging_strategy(bazaar, "popularity")
+    bare, seen = (world.arrive(50, torch.Generator().manual_seed(1)) for world in (bazaar, told))
+    draws = [torch.Generator().manual_seed(2) for _ in range(2)]
+    for page in range(4):
+        assert seen.context.shopper.shape[1] == told.builder.shopper.width
+        assert torch.equal(bare.context.candidates, seen.context.candidates)
+        decision = strategy.propose(bare.context, torch.Generator().manual_seed(page))
+        bare, one = bazaar.respond(bare, decision, draws[0])
+        seen, other = told.respond(seen, decision, draws[1])
+        assert torch.equal(one.clicked, other.clicked)
+        assert all(torch.equal(bare.state[name], seen.state[name]) for name in bare.state)
+
+
+def test_what_is_told(bazaar: BazaarWorld):
+    told, p = TruthWorld(bazaar, RewardSpec(conversion=5.0)), bazaar.parameters
+    here = told.arrive(200, torch.Generator().manual_seed(1))
+    numbers = len(bazaar.builder.shopper.numeric)
+    truth = here.context.shopper[:, numbers:]
+    segments = len(p.segments)
+    assert torch.equal(truth[:, :segments].argmax(1), here.state["segment"])
+    assert torch.equal(truth[:, segments : segments + len(p.visit_classes)].argmax(1), here.state["visit_class"])
+    place = 7
+    page = Decision(here.context.candidates[:, place : place + 1], torch.zeros(200))
+    click, bought = bazaar.attraction(here.state, page), bazaar.conversion_probabilities(here.state, page)
+    expected = (click * (1 + 5 * bought)).log().squeeze(1)
+    torch.testing.assert_close(here.context.affinity[:, place], expected)
