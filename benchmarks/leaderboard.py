@@ -134,7 +134,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
     train = replace(config.train, seed=seed)
     proxy = _read(fitted.world("train"), fitted, config.reward, lines)
     ppo, curve = _train(proxy, fitted, train, config, told, "ppo")
-    truth = TruthWorld(world, config.reward)
+    truth = TruthWorld(world, config.reward, lines)
     longer = replace(train, steps=train.steps * config.privileged)
     privileged, privileged_curve = _train(truth, fitted, longer, config, told, "privileged")
     shown = torch.arange(len(lines)) if lines else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hawker.shop.context import Context, ContextBuilder
-from hawker.shop.decision import Decision, Outcome
+from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.features import FeatureSchema
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld, State
@@ -26,9 +26,11 @@ class TruthWorld:
     candidate is worth at once at the best position, by a reward's weights of clicks and purchases.
     """
 
-    def __init__(self, world: BazaarWorld, reward: RewardSpec) -> None:
+    def __init__(self, world: BazaarWorld, reward: RewardSpec, lines: tuple[str, ...]) -> None:
+        """Args: the ``world``, whose ``reward`` tells a candidate's worth, and which of its ``lines`` may be shown."""
         self.world, self.size, self.choices, self.device = world, world.size, world.choices, world.device
-        self.offers, self.lines, self.bids = world.offers, world.lines, world.bids
+        self.offers, self.lines, self.bids = world.offers, lines, world.bids
+        self._line = torch.tensor([*(world.lines.index(text) for text in lines), EMPTY], device=world.device)
         self._reward, schema = reward, world.builder.shopper
         p = world.parameters
         self._widths = (len(p.segments), len(p.visit_classes), len(p.categories))
@@ -52,7 +54,10 @@ class TruthWorld:
             shopper=shoppers.state[FEATURES],
             affinity=torch.zeros_like(shoppers.context.affinity),
         )
-        after, outcome = self.world.respond(Shoppers(context, shoppers.member, state), decision, generator)
+        said = decision
+        if decision.copy is not None:
+            said = replace(decision, copy=self._line[decision.copy])  # that of -1 is the last one
+        after, outcome = self.world.respond(Shoppers(context, shoppers.member, state), said, generator)
         return self._told(after), outcome
 
     def _told(self, here: Shoppers) -> Shoppers:

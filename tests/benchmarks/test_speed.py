@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hawker.benchmarks import speed, speed_profile
+from hawker.benchmarks import speed
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.speed import QUICK, Passes, SpeedConfig, Stepper, bench_speed, enlarged, random_pages
 from hawker.shop.decision import EMPTY
@@ -136,10 +136,3 @@ def test_bad_configs(change, message):
     with pytest.raises(InputError) as error:
         bench_speed(dataclasses.replace(SpeedConfig(), **change), print)
     assert str(error.value) == message
-
-
-def test_a_profile_names_lines(world, capsys):
-    speed_profile.profile("passes", Passes(world, 64).step, 64)
-    told = capsys.readouterr().out
-    assert "us a user-step in" in told
-    assert "simulators.frozen_memory:" in told

@@ -10,7 +10,7 @@ from hawker.simulators.bazaar import BazaarWorld
 
 
 def test_telling_changes_nothing_that_happens(bazaar: BazaarWorld):
-    told = TruthWorld(bazaar, RewardSpec(conversion=5.0))
+    told = TruthWorld(bazaar, RewardSpec(conversion=5.0), bazaar.lines)
     strategy = logging_strategy(bazaar, "popularity")
     bare, seen = (world.arrive(50, torch.Generator().manual_seed(1)) for world in (bazaar, told))
     draws = [torch.Generator().manual_seed(2) for _ in range(2)]
@@ -25,7 +25,7 @@ def test_telling_changes_nothing_that_happens(bazaar: BazaarWorld):
 
 
 def test_what_is_told(bazaar: BazaarWorld):
-    told, p = TruthWorld(bazaar, RewardSpec(conversion=5.0)), bazaar.parameters
+    told, p = TruthWorld(bazaar, RewardSpec(conversion=5.0), bazaar.lines), bazaar.parameters
     here = told.arrive(200, torch.Generator().manual_seed(1))
     numbers = len(bazaar.builder.shopper.numeric)
     truth = here.context.shopper[:, numbers:]
@@ -37,3 +37,14 @@ def test_what_is_told(bazaar: BazaarWorld):
     click, bought = bazaar.attraction(here.state, page), bazaar.conversion_probabilities(here.state, page)
     expected = (click * (1 + 5 * bought)).log().squeeze(1)
     torch.testing.assert_close(here.context.affinity[:, place], expected)
+
+
+def test_a_bank_of_fewer_lines_in_another_order(bazaar: BazaarWorld):
+    few = (bazaar.lines[5], bazaar.lines[2])
+    told, here = TruthWorld(bazaar, RewardSpec(), few), bazaar.arrive(40, torch.Generator().manual_seed(1))
+    seen = told.arrive(40, torch.Generator().manual_seed(1))
+    slate, line = here.context.candidates[:, :8], torch.tensor([[1, -1, 0, 1, 1, 0, -1, 0]]).expand(40, 8)
+    own = Decision(slate, torch.zeros(40), copy=torch.tensor([[2, -1, 5, 2, 2, 5, -1, 5]]).expand(40, 8))
+    _, expected = bazaar.respond(here, own, torch.Generator().manual_seed(2))
+    _, got = told.respond(seen, Decision(slate, torch.zeros(40), copy=line), torch.Generator().manual_seed(2))
+    assert torch.equal(got.click_probability, expected.click_probability)

@@ -1,0 +1,30 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hawker.app.bench_commands import BENCHES, BenchSpeed
+from hawker.app.commands import COMMANDS
+from hawker.shop.figures import figure
+
+
+def test_every_benchmark_is_a_command():
+    assert {name: COMMANDS[name] for name in BENCHES} == BENCHES
+    assert all(name.startswith("bench ") for name in BENCHES)
+
+
+def test_speed_prints_its_figures_and_how_loaded_the_machine_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run_speed(shoppers: Path | None, quick: bool, progress: Any) -> dict[str, Any]:
+        assert (shoppers, quick) == (tmp_path, True)
+        steps = figure(120_000.0, 118_000.0, 121_000.0, 15, "user-steps per second")
+        return {"figures": {"env.user_steps_per_s": steps}, "load": {"before": [0.25, 0, 0], "after": [1.5, 0, 0]}}
+
+    monkeypatch.setattr("hawker.app.bench.run_speed", run_speed)
+    BenchSpeed(tmp_path, True, tmp_path / "speed.json").run()
+    printed = capsys.readouterr().out
+    assert "env.user_steps_per_s" in printed
+    assert "load average 0.25 before, 1.50 after" in printed
+    assert json.loads((tmp_path / "speed.json").read_text())["load"]["after"][0] == 1.5
