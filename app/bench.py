@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
-from hawker.benchmarks import speed
+from hawker.benchmarks import leaderboard, speed
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -86,6 +86,28 @@ def run_speed(shoppers: Path | None, quick: bool, progress: Callable[[str], None
     report = speed.bench_speed(replace(speed.QUICK if quick else speed.SpeedConfig(), shoppers=shoppers), progress)
     options = [*(["--quick"] if quick else []), *(["--shoppers", str(shoppers)] if shoppers else [])]
     return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "speed", *options])}
+
+
+def run_leaderboard(
+    variants: tuple[str, ...], seeds: tuple[int, ...], steps: int, quick: bool, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run ``hawker bench leaderboard``; ``quick`` replaces sizes, worlds and all seeds but the first.
+
+    Raises:
+        InputError: A variant, the seeds or the steps cannot be used.
+    """
+    threads = choose_threads()
+    if steps < 1:
+        raise InputError("no pages to learn from", where="--steps", got=steps, expected="at least 1")
+    worlds = tuple(None if variant == "base" else variant for variant in variants)
+    config = leaderboard.LeaderboardConfig(seeds=seeds, variants=worlds)
+    config = replace(config, train=replace(config.train, steps=steps))
+    if quick:
+        config = replace(leaderboard.QUICK, seeds=seeds[:1])
+    report = leaderboard.bench_leaderboard(config, progress)
+    size = ["--quick"] if quick else ["--variants", *variants, "--steps", str(steps)]
+    command = shlex.join(["hawker", "bench", "leaderboard", *size, "--seeds", *map(str, config.seeds)])
+    return {**report, "machine": machine(threads), "command": command}
 
 
 def machine(threads: int) -> dict[str, Any]:

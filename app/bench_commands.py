@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from hawker.app.json_report import Json, write_report
-from hawker.app.tables import console, figure_table
+from hawker.app.tables import arms_table, console, figure_table
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,37 @@ class BenchSpeed:
         write_report(self.json, report)
 
 
+@dataclass(frozen=True)
+class BenchLeaderboard:
+    """Train strategies on logs of gold worlds, and judge them in those worlds beside baselines.
+
+    Args:
+        variants: Worlds: base, a shipped variant (cascade, inert, weibull) or a YAML file; inert is the control.
+        seeds: One log, fit, training and judgement each. Logs and fits are kept under $HAWKER_HOME/bench.
+        steps: Pages that PPO learns from.
+        quick: One small log and a short training, for a look.
+    """
+
+    variants: tuple[str, ...] = ("base", "inert")
+    seeds: tuple[int, ...] = (31, 32, 33, 34, 35)
+    steps: int = 2_000_000
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_leaderboard
+
+        report = run_leaderboard(self.variants, self.seeds, self.steps, self.quick, console().print)
+        for variant, arms in report["arms"].items():
+            console().print(arms_table(f"Strategies in the gold world {variant}", arms))
+        console().print(figure_table("PPO among them", report["figures"]))
+        write_report(self.json, report)
+
+
 BENCHES: dict[str, type[Any]] = {
     "bench signal": BenchSignal,
     "bench fidelity": BenchFidelity,
     "bench speed": BenchSpeed,
+    "bench leaderboard": BenchLeaderboard,
 }

@@ -50,6 +50,13 @@ def figure_table(title: str, figures: Mapping[str, Figure]) -> Table:
     return text_table(title, ("figure", "value", "95% interval", "n", "unit"), rows, right=(1, 2, 3))
 
 
+def arms_table(title: str, arms: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return a table of strategies, a row each, with a column for every metric."""
+    metrics = list(next(iter(arms.values())))
+    rows = [(name, *(number(arm[metric], "") for metric in metrics)) for name, arm in arms.items()]
+    return text_table(title, ("strategy", *metrics), rows, right=tuple(range(1, len(metrics) + 1)))
+
+
 def text_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: tuple[int, ...] = ()) -> Table:
     """Return a table of texts; columns whose place is in ``right`` are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -274,6 +274,7 @@ class Storefront:
         kept |= {f"diary.{name}": value for name, value in self._diary.items()}
         if self._waiting is not None:
             kept |= {f"waiting.{name}": value for name, value in _tensors(self._waiting).items()}
+        kept["placed"] = torch.tensor(self.shoppers.placed)
         ring = {"uses": self._uses, "head": self._head, "repeats": self.repeats, "drawn": torch.tensor(self._drawn)}
         return (
             kept | {f"ring.{name}": value for name, value in ring.items()} | {"generator": self.generator.get_state()}
@@ -288,7 +289,7 @@ class Storefront:
         device = self.world.device
         own = {name: value.to(device) for name, value in tensors.items() if name != "generator"}
         self._clear()
-        self.shoppers = _shoppers(_under(own, "here."))
+        self.shoppers = replace(_shoppers(_under(own, "here.")), placed=bool(tensors["placed"]))
         waiting = _under(own, "waiting.")
         self._waiting = _each(_shoppers(waiting), Tensor.clone) if waiting else None
         self._diary = {name: own[f"diary.{name}"] for name in START}

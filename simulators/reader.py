@@ -96,7 +96,7 @@ class ReadWorld:
         said = decision
         if decision.copy is not None:
             said = replace(decision, copy=self._line[decision.copy])  # that of -1 is the last one
-        after, outcome = self.world.respond(Shoppers(context, shoppers.member, inner), said, generator)
+        after, outcome = self.world.respond(replace(shoppers, context=context, state=inner), said, generator)
         rows = shown_rows(self.model, replace(context, shopper=self._features(context)), decision)
         converted, revenue = (
             None if part is None else part.float().flatten() for part in (outcome.converted, outcome.revenue)
@@ -124,7 +124,7 @@ class ReadWorld:
         affinity = worth.gather(1, context.candidates.long())
         kept = own | {"shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
-        return Shoppers(replace(context, shopper=shopper, affinity=affinity), here.member, state_of)
+        return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)
 
     def person(self, shopper: Tensor) -> Tensor:
         """Return what the heads of the reader's model see of shoppers, from its contexts' ``shopper`` (B, D + history).

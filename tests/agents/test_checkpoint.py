@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_refused(saved, staying, tiny, name):
 
 
 def without_tensor(tensors, state):
-    del tensors["member"]
+    del tensors["shop.here.member"]
 
 
 def wider(tensors, state):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hawker.agents.config import TrainConfig
-from hawker.app.bench import machine, run_signal, run_speed
+from hawker.app.bench import machine, run_leaderboard, run_signal, run_speed
 from hawker.app.cli import _parse
-from hawker.benchmarks import speed
+from hawker.benchmarks import leaderboard, speed
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -103,3 +103,22 @@ def test_speed_is_timed_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert {"figures", "load", "seeds", "seconds", "machine", "command"} == set(report)
     again = _parse("bench speed", shlex.split(report["command"])[3:])
     assert (again.quick, again.shoppers) == (quick, tmp_path if own else None)
+
+
+def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    ran: list[leaderboard.LeaderboardConfig] = []
+
+    def bench_leaderboard(config: leaderboard.LeaderboardConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "arms": {}, "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.leaderboard.bench_leaderboard", bench_leaderboard)
+    report = run_leaderboard(("base", "cascade"), (4, 5), 1000, False, print)
+    assert (ran[0].variants, ran[0].seeds, ran[0].train.steps) == ((None, "cascade"), (4, 5), 1000)
+    asked = _parse("bench leaderboard", shlex.split(report["command"])[3:])
+    assert (asked.variants, asked.seeds, asked.steps, asked.quick) == (("base", "cascade"), (4, 5), 1000, False)
+    quick = run_leaderboard(("base",), (4, 5), 1000, True, print)
+    assert ran[1] == dataclasses.replace(leaderboard.QUICK, seeds=(4,))
+    assert shlex.split(quick["command"])[3:] == ["--quick", "--seeds", "4"]
+    with pytest.raises(InputError, match="no pages to learn from"):
+        run_leaderboard(("base",), (4,), 0, False, print)

@@ -109,7 +109,9 @@ def test_every_answer_is_the_models(regulars, role, parts):
         decision = decisions(batch.context, 3, step)
         decision = dataclasses.replace(decision, **dict.fromkeys(WHOLE - parts))
         after, outcome = differences(world, batch, decision, 50 + step)
-        batch = after.replaced(outcome.gone | (torch.rand(700) < 0.2), world.arrive(700, seeded(100 + step)))
+        batch = after.replaced(
+            outcome.gone | (torch.rand(700, generator=seeded(step)) < 0.2), world.arrive(700, seeded(100 + step))
+        )
 
 
 def test_shoppers_who_do_not_lie_by_place_are_answered_alike(regulars):
@@ -125,7 +127,9 @@ def test_single_impressions_are_answered_alike(shoppers):
     for role in ("train", "judge"):
         world = shoppers.world(role)
         batch = world.arrive(500, seeded(0))
-        context = dataclasses.replace(batch.context, affinity=torch.rand(batch.context.affinity.shape))
+        context = dataclasses.replace(
+            batch.context, affinity=torch.rand(batch.context.affinity.shape, generator=seeded(3))
+        )
         for affine in (batch, dataclasses.replace(batch, context=context)):
             told = LearnedWorld(world.builder, world.ensemble, affine.context, 3)
             differences(told, affine, decisions(affine.context, 3, 1), 2)

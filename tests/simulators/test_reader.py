@@ -9,12 +9,13 @@ import torch
 from hawker.shop.decision import Decision
 from hawker.shop.features import FeatureSchema
 from hawker.shop.reward import RewardSpec
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.memory import clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import ReadWorld, _columns
 from hawker.simulators.shopper import calibrated
-from hawker.simulators.small import small_world
 
 REWARD = RewardSpec(conversion=5.0)
 
@@ -114,4 +115,4 @@ def test_a_reader_needs_a_memory_and_the_same_items(shoppers, lasting):
     with pytest.raises(ValueError, match="no memory"):
         ReadWorld(flat, flat.builder, flat.ensemble, REWARD)
     with pytest.raises(ValueError, match="does not sell"):
-        ReadWorld(small_world(), lasting.builder, lasting.ensemble, REWARD)
+        ReadWorld(BazaarWorld(load_bazaar(None), torch.device("cpu")), lasting.builder, lasting.ensemble, REWARD)
