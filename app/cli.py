@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def overview() -> str:
     """Return what ``hawker --help`` prints."""
-    rows = [f"  {name:16}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:19}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         (
             "usage: hawker COMMAND [--help]",

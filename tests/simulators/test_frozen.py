@@ -101,7 +101,7 @@ WHOLE = {"ad", "offer", "copy"}
 
 
 @pytest.mark.parametrize("role", ["train", "judge"])
-@pytest.mark.parametrize("parts", [WHOLE, WHOLE - {"copy"}, {"copy"}, set()], ids=str)
+@pytest.mark.parametrize("parts", [WHOLE, WHOLE - {"copy"}, {"copy"}, set()], ids=["whole", "silent", "copy", "slate"])
 def test_every_answer_is_the_models(regulars, role, parts):
     world = regulars[1].world(role)
     batch = world.arrive(700, seeded(0))
