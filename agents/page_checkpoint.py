@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from hawker.agents.checkpoint import STATE, TENSORS, _require_same, _under
+from hawker.agents.checkpoint import keep, resumed
 from hawker.agents.page_ppo import PagePPO, TensorRolloutBuffer
 from hawker.envs.sb3 import StorefrontVecEnv
-from hawker.shop.artefacts import read_json, verify_directory, write_directory, write_json
-from hawker.shop.errors import InputError
 
 
 def save_page_checkpoint(path: Path, model: PagePPO, made_by: dict[str, Any]) -> None:
@@ -24,16 +18,7 @@ def save_page_checkpoint(path: Path, model: PagePPO, made_by: dict[str, Any]) ->
         model: PPO between two rollouts.
         made_by: What a checkpoint must agree on to be resumed: config and digest of the shoppers.
     """
-    policy, env, buffer = _parts(model)
-    tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
-    for i, moments in policy.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in moments.items()}
-    tensors |= {f"shop.{name}": value for name, value in env.storefront.tensors().items()}
-    tensors |= {"generator.policy": policy.generator.get_state(), "generator.order": buffer.generator.get_state()}
-    state = {"made_by": made_by, "num_timesteps": model.num_timesteps, "n_updates": model._n_updates}
-    with write_directory(path, "checkpoint") as scratch:
-        save_file({name: _owned(value) for name, value in tensors.items()}, scratch / TENSORS)
-        write_json(scratch / STATE, state)
+    keep(path, model, made_by, {"generator.order": _buffer(model).generator.get_state()}, {})
 
 
 def load_page_checkpoint(path: Path, model: PagePPO, made_by: dict[str, Any]) -> None:
@@ -42,37 +27,12 @@ def load_page_checkpoint(path: Path, model: PagePPO, made_by: dict[str, Any]) ->
     Raises:
         InputError: The checkpoint is damaged, or was made with another config or other shoppers.
     """
-    path = verify_directory(path, "checkpoint")
-    state = read_json(path / STATE)
-    policy, env, buffer = _parts(model)
-    try:
-        _require_same(state["made_by"], made_by, path)
-        tensors = load_file(path / TENSORS, device=str(model.device))
-        policy.load_state_dict(_under(tensors, "policy."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under(tensors, "optimizer.").items():
-            i, key = name.split(".")
-            moments.setdefault(int(i), {})[key] = value
-        groups = policy.optimizer.state_dict()["param_groups"]
-        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        env.storefront.load_tensors(_under(tensors, "shop."))
-        policy.generator.set_state(tensors["generator.policy"].cpu())
-        buffer.generator.set_state(tensors["generator.order"].cpu())
-        model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError("not a checkpoint of this version", where=path, got=str(error).splitlines()[0]) from None
-    model._last_obs = cast(Any, env.storefront.observation)
+    with resumed(path, model, made_by) as (tensors, _):
+        _buffer(model).generator.set_state(tensors["generator.order"].cpu())
+        assert isinstance(model.env, StorefrontVecEnv)
+        model._last_obs = cast(Any, model.env.storefront.observation)
 
 
-def _owned(value: Tensor) -> Tensor:
-    """A copy of its own: tensors that share memory cannot be saved together."""
-    return value.detach().cpu().clone().contiguous()
-
-
-def _parts(model: PagePPO) -> tuple[Any, StorefrontVecEnv, TensorRolloutBuffer]:
-    env, buffer = model.env, model.rollout_buffer
-    assert isinstance(env, StorefrontVecEnv)
-    assert isinstance(buffer, TensorRolloutBuffer)
-    return model.policy, env, buffer
+def _buffer(model: PagePPO) -> TensorRolloutBuffer:
+    assert isinstance(model.rollout_buffer, TensorRolloutBuffer)
+    return model.rollout_buffer

@@ -1,22 +1,17 @@
 """Bandits fitted on a log: honest baselines with the contexts and candidates that a learned strategy gets.
 
 `LinUCB` ranks by an upper bound of the logit, `LinearThompson` by draws from its posterior; both learn from
-the log once and are not updated by what they show. `GreedyClicks` and `Myopic` rank by what pays at once.
-
-All but `LinearThompson` are shopkeepers by a score. Any score here ranks in a `Shopkeeper` with other habits too, that
+the log once and are not updated by what they show. The bound also ranks in a `Shopkeeper` with other habits, that
 places ads, makes offers and shows copy: ``Shopkeeper(name, size, LinUCB(model, size).bound, habits, bids, lines)``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from hawker.policies.clicks import ClickModel, ClickRows
-from hawker.policies.laplace import Prior
 from hawker.policies.protocol import Strategy
 from hawker.policies.shopkeeper import ExploringSlate, Habits, Shopkeeper
 from hawker.policies.slate import Marginals
@@ -60,11 +55,10 @@ class LinUCB(Shopkeeper):
         size: int,
         alpha: float = 1.0,
         exploration: float = 0.0,
-        prior: Prior | None = None,
     ) -> LinUCB:
-        """Fit the posterior on a log; the prior is tuned where none is given."""
+        """Fit the posterior on a log, with the prior that `tune` finds."""
         rows = ClickRows.from_impressions(impressions, builder)
-        return cls(ClickModel.fit(rows, builder, prior), size, alpha, exploration)
+        return cls(ClickModel.fit(rows, builder), size, alpha, exploration)
 
     def bound(self, context: Context[Tensor]) -> Tensor:
         """Return the upper bound of each candidate's logit, shape (B, C)."""
@@ -102,11 +96,10 @@ class LinearThompson(Strategy):
         size: int,
         draws: int = DRAWS,
         seed: int = 0,
-        prior: Prior | None = None,
     ) -> LinearThompson:
-        """Fit the posterior on a log; the prior is tuned where none is given."""
+        """Fit the posterior on a log, with the prior that `tune` finds."""
         rows = ClickRows.from_impressions(impressions, builder)
-        return cls(ClickModel.fit(rows, builder, prior), size, draws, seed)
+        return cls(ClickModel.fit(rows, builder), size, draws, seed)
 
     def distribution(self, context: Context[Tensor]) -> ThompsonSlate:
         """Return the mixture of the models' rankings."""
@@ -210,69 +203,6 @@ class ThompsonSlate:
         first = _before(score, places, score.gather(1, last), last) & self._mask[row]
         # the slate's own items that come before the last are all but one of it
         return (first.sum(1, keepdim=True) == filled - 1).squeeze(1) | (filled.squeeze(1) == 0)
-
-
-class GreedyClicks(Shopkeeper):
-    """Ranks by what is most likely clicked, by the shop's affinities or by a scorer; ties in the candidates' order."""
-
-    def __init__(
-        self, size: int, scorer: Callable[[Context[Tensor]], Tensor] | None = None, exploration: float = 0.0
-    ) -> None:
-        """Set up the strategy.
-
-        Args:
-            size: Slots of a slate, K.
-            scorer: Gives a finite score per candidate, shape (B, C); by default the context's affinity.
-            exploration: Probability that a slot's item is drawn uniformly from what is left, in 0..1.
-        """
-        self._scorer = scorer
-        super().__init__("greedy clicks", size, self.clicks, Habits(exploration))
-
-    def clicks(self, context: Context[Tensor]) -> Tensor:
-        """Return the score of each candidate, shape (B, C)."""
-        return (context.affinity if self._scorer is None else self._scorer(context)).float()
-
-
-class Myopic(Shopkeeper):
-    """Ranks by what a shown item is worth at once: P(click) (1 + weight P(purchase | click))."""
-
-    def __init__(
-        self,
-        size: int,
-        expected: Callable[[Context[Tensor]], tuple[Tensor, Tensor]],
-        weight: float,
-        exploration: float = 0.0,
-    ) -> None:
-        """Set up the strategy.
-
-        Args:
-            size: Slots of a slate, K.
-            expected: Gives P(click) and P(purchase | click) of each candidate, (B, C) each.
-            weight: What a purchase is worth, in clicks.
-            exploration: Probability that a slot's item is drawn uniformly from what is left, in 0..1.
-        """
-        self.expected, self.weight = expected, weight
-        super().__init__("myopic", size, self.worth, Habits(exploration))
-
-    @classmethod
-    def fit(
-        cls, impressions: pd.DataFrame, builder: ContextBuilder, size: int, weight: float, exploration: float = 0.0
-    ) -> Myopic:
-        """Fit one regression for clicks and one for purchases on a log.
-
-        Raises:
-            InputError: The log does not record purchases.
-        """
-        rows = ClickRows.from_impressions(impressions, builder)
-        click, purchase = ClickModel.fit(rows, builder), ClickModel.fit(rows, builder, outcome="converted")
-        return cls(
-            size, lambda page: (click.logit(page).sigmoid(), purchase.logit(page).sigmoid()), weight, exploration
-        )
-
-    def worth(self, context: Context[Tensor]) -> Tensor:
-        """Return the worth of each candidate in clicks, shape (B, C)."""
-        click, purchase = self.expected(context)
-        return (click * (1.0 + self.weight * purchase)).float()
 
 
 def _before(score: Tensor, place: Tensor, other: Tensor, other_place: Tensor) -> Tensor:

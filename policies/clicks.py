@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +36,6 @@ _GRID = (0.00001, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.1, 1.0)
 _CHUNK = 8_192  # rows at once: the working set stays in the cache
 _DENSE = 32  # catalogues of up to this many times the candidates are scored whole: one product beats many gathers
 
-Target = Literal["clicked", "converted"]
-
 
 @dataclass(frozen=True)
 class ClickRows:
@@ -53,7 +50,6 @@ class ClickRows:
         position: Position on the page, from 0, shape (n,).
         affinity: The shopper's affinity with the item, shape (n,).
         clicked: 1 where it was clicked, else 0, shape (n,).
-        converted: 1 where the click led to a purchase, NaN where not known, shape (n,).
         line: Number of the line of copy shown with it, -1 for none, shape (n,).
         offer: Discount tier, 0 for none, shape (n,).
         ad: 1 where it was shown as an ad, shape (n,).
@@ -65,7 +61,6 @@ class ClickRows:
     position: Tensor
     affinity: Tensor
     clicked: Tensor
-    converted: Tensor | None = None
     line: Tensor | None = None
     offer: Tensor | None = None
     ad: Tensor | None = None
@@ -99,7 +94,6 @@ class ClickRows:
             position=position,
             affinity=torch.from_numpy(builder.own_affinity(rows, item)),
             clicked=clicked,
-            converted=column("converted"),
             line=torch.from_numpy(np.where(rows["copy"].fillna("") != "", 0, EMPTY)) if "copy" in rows else None,
             offer=column("offer", np.int64),
             ad=torch.from_numpy((rows["placement"] == "ad").to_numpy(np.float32)) if "placement" in rows else None,
@@ -141,7 +135,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class ClickModel:
-    """Bayesian logistic regression of clicks (or of purchases after a click), fitted on a log.
+    """Bayesian logistic regression of clicks, fitted on a log.
 
     With P entries of u, Q of z and E of a row (u, affinity, position and the rest). Given the weights that all items
     share, an item's own weight is normal, and falls by ``mean_row . change`` where the logit by those weights rises:
@@ -176,24 +170,17 @@ class ClickModel:
     prior: Prior
 
     @classmethod
-    def fit(
-        cls, rows: ClickRows, builder: ContextBuilder, prior: Prior | None = None, outcome: Target = "clicked"
-    ) -> ClickModel:
+    def fit(cls, rows: ClickRows, builder: ContextBuilder, prior: Prior | None = None) -> ClickModel:
         """Fit the model.
 
         Args:
             rows: The log.
             builder: The shop's contexts, as the rows were encoded by.
             prior: Prior variances; by default what `tune` finds.
-            outcome: "converted" regresses purchases on what was clicked, where the log knows.
-
-        Raises:
-            InputError: The log does not record the outcome.
         """
-        rows, y = _with_outcome(rows, outcome)
-        prior = tune(rows, builder, outcome) if prior is None else prior
+        prior = tune(rows, builder) if prior is None else prior
         frame = _Frame.fit(rows, builder)
-        mode, curvature = find_mode(frame.design(rows, y), prior, None)
+        mode, curvature = find_mode(frame.design(rows), prior, None)
         return cls(
             basis=frame.basis,
             items=frame.items,
@@ -278,13 +265,12 @@ class ClickModel:
         return torch.cat(by_shopper), torch.cat(by_affinity)
 
 
-def tune(rows: ClickRows, builder: ContextBuilder, outcome: Target = "clicked") -> Prior:
+def tune(rows: ClickRows, builder: ContextBuilder) -> Prior:
     """Choose the prior by the log loss on held-out pages of the same log, one variance after the other.
 
     A fifth of the pages is held out, every fifth thousandth of the log, so that nearly all pages of a shopper stand on
     the same side. Logs too small to hold anything out keep the default.
     """
-    rows, y = _with_outcome(rows, outcome)
     stretch = rows.page * 1_000 // len(rows.shopper)
     kept = stretch // 5 % -(-len(rows.page) // TUNING_ROWS) == 0
     held = kept & (stretch % 5 == 4)
@@ -292,7 +278,7 @@ def tune(rows: ClickRows, builder: ContextBuilder, outcome: Target = "clicked") 
     if not bool(held.any()) or not bool(train.any()):
         return Prior()
     frame = _Frame.fit(rows, builder)
-    design, judge = frame.design(rows.only(train), y[train]), frame.design(rows.only(held), y[held])
+    design, judge = frame.design(rows.only(train)), frame.design(rows.only(held))
     losses: dict[Prior, float] = {}
     start: Weights | None = None
     best, tried = Prior(), None
@@ -318,19 +304,6 @@ def _pick(features: Tensor, table: Tensor, candidates: Tensor) -> Tensor:
     return torch.cat([(table[place] @ some[:, :, None]).squeeze(-1) for some, place in parts])
 
 
-def _with_outcome(rows: ClickRows, outcome: Target) -> tuple[ClickRows, Tensor]:
-    """Return the rows whose outcome is known, and it, shape (n,)."""
-    if outcome == "clicked":
-        return rows, rows.clicked
-    if rows.converted is None:
-        raise InputError("the log records no purchases", where="impressions", expected="a column converted")
-    known = (rows.clicked > 0) & ~rows.converted.isnan()
-    rows = rows.only(known)
-    if rows.converted is None or not len(rows.item):
-        raise InputError("no click whose purchase is known", where="impressions column converted")
-    return rows, rows.converted
-
-
 @dataclass(frozen=True)
 class _Frame:
     """How logged rows become the regression's rows; learned from all of a log before it is split."""
@@ -349,11 +322,11 @@ class _Frame:
         positions = min(int(rows.position.max()), POSITIONS - 1)
         return cls(basis, items.double(), 1 / spread if spread > 1e-9 else 0.0, positions)
 
-    def design(self, rows: ClickRows, y: Tensor) -> Design:
-        """Return the regression's rows of logged ones with the outcome ``y`` (n,)."""
+    def design(self, rows: ClickRows) -> Design:
+        """Return the regression's rows of logged ones."""
         u = self.basis.project(rows.shopper.cpu())
         features = torch.cat([u[rows.page.cpu()], self._beside(rows)], 1)
-        return Design.lay_out(features, y.cpu().float(), rows.item.cpu(), self.items, u.shape[1])
+        return Design.lay_out(features, rows.clicked.cpu().float(), rows.item.cpu(), self.items, u.shape[1])
 
     def _beside(self, rows: ClickRows) -> Tensor:
         """Return affinity, position dummies but the first, ad, offer and copy of each row, shape (n, E - P)."""

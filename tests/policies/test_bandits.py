@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hawker.policies.bandits import GreedyClicks, LinearThompson, LinUCB, Myopic, ThompsonSlate
+from hawker.policies.bandits import LinearThompson, LinUCB, ThompsonSlate
 from hawker.policies.clicks import ClickModel, ClickRows
 from hawker.policies.laplace import BROAD, Prior
 from hawker.shop.context import Context, ContextBuilder
@@ -130,14 +130,11 @@ def test_impossible_slates_have_no_probability():
         assert strategy.distribution(context).log_prob(picks).isneginf().all()
 
 
-def strategies(model: ClickModel, size: int) -> list[LinUCB | LinearThompson | GreedyClicks | Myopic]:
+def strategies(model: ClickModel, size: int) -> list[LinUCB | LinearThompson]:
     return [
         LinUCB(model, size),
         LinUCB(model, size, alpha=0.0, exploration=0.3),
         LinearThompson(model, size),
-        GreedyClicks(size),
-        GreedyClicks(size, model.logit, 0.1),
-        Myopic(size, lambda page: (model.logit(page).sigmoid(), page.affinity.sigmoid()), 3.0),
     ]
 
 
@@ -211,54 +208,17 @@ def plain(*rows: tuple[str, int, int], **columns: object) -> pd.DataFrame:
     )
 
 
-def test_greedy_clicks_by_hand():
-    affinity = torch.tensor([[0.1, 0.9, 0.5, 0.9]])
-    context = Context(torch.zeros(1, 0), torch.tensor([[7, 3, 5, 1]]), torch.ones(1, 4).bool(), affinity)
-    assert GreedyClicks(3).propose(context, generator()).slate.tolist() == [[3, 1, 5]]
-    by_scorer = GreedyClicks(3, lambda page: -page.affinity)
-    assert by_scorer.propose(context, generator()).slate.tolist() == [[7, 5, 3]]
-    decision = GreedyClicks(1, exploration=0.2).propose(context, generator())
-    best = 0.8 + 0.2 / 4 if decision.slate[0, 0] == 3 else 0.2 / 4
-    assert float(decision.log_prob[0].exp()) == pytest.approx(best)
-    assert decision.propensity is not None
-    assert decision.propensity.tolist()[0] == pytest.approx([best])
-
-
-def test_myopic_by_hand():
-    """Clicks .5, .4, .1 and purchases 0, .5, 1: worth .5, .4, .1 for clicks; .5, 1, .5 at 3; .5, 1.4, .6 at 5."""
-    click, purchase = torch.tensor([[0.5, 0.4, 0.1]]), torch.tensor([[0.0, 0.5, 1.0]])
-    context = Context(torch.zeros(1, 0), torch.arange(3)[None], torch.ones(1, 3).bool(), torch.zeros(1, 3))
-    for weight, slate, worth in ((0.0, [0, 1, 2], [0.5, 0.4, 0.1]), (5.0, [1, 2, 0], [0.5, 1.4, 0.6])):
-        strategy = Myopic(3, lambda page: (click, purchase), weight)
-        assert strategy.worth(context)[0].tolist() == pytest.approx(worth)
-        assert strategy.propose(context, generator()).slate.tolist() == [slate]
-
-
-def test_myopic_learns_clicks_and_purchases_from_a_log():
-    """a is clicked more, b bought more."""
-    rows = [("a", 0, 1)] * 60 + [("a", 0, 0)] * 40 + [("b", 0, 1)] * 40 + [("b", 0, 0)] * 60
-    bought = [0.0] * 100 + [1.0] * 30 + [0.0] * 9 + [np.nan] + [0.0] * 60
-    impressions = plain(*rows, converted=bought)
-    builder = ContextBuilder.fit(impressions, pd.DataFrame({"item_id": ["a", "b"]}))
-    context = pages(builder, 1)
-    for weight, slate in ((0.0, [0, 1]), (5.0, [1, 0])):
-        assert Myopic.fit(impressions, builder, 2, weight).propose(context, generator()).slate.tolist() == [slate]
-
-
 @pytest.mark.parametrize(
     ("impressions", "message"),
     [
-        (plain(("a", 0, 1)), "the log records no purchases"),
-        (plain(("a", 0, 0), converted=0.0), "no click whose purchase is known"),
-        (plain(("a", 0, 1), converted=np.nan), "no click whose purchase is known"),
         (plain(("a", 0, 1)).iloc[:0], "no impressions to learn from"),
-        (plain(("z", 0, 1), converted=0.0), "item not in the catalog; got 'z'"),
+        (plain(("z", 0, 1)), "item not in the catalog; got 'z'"),
     ],
 )
-def test_logs_that_myopic_cannot_learn_from(impressions: pd.DataFrame, message: str):
+def test_logs_that_bandits_cannot_learn_from(impressions: pd.DataFrame, message: str):
     builder = ContextBuilder.fit(plain(("a", 0, 1)), ITEMS)
     with pytest.raises(InputError, match=message):
-        Myopic.fit(impressions, builder, 2, 1.0)
+        LinUCB.fit(impressions, builder, 2)
 
 
 TWINS = pd.DataFrame({"item_id": [f"t{i}" for i in range(40)], "size": [1.0, 2.0] * 20})
@@ -283,11 +243,8 @@ def test_equal_items_stand_in_the_candidates_order_whatever_the_batch(alpha: flo
         assert slate in (kinds[0] + kinds[1], kinds[1] + kinds[0])
 
 
-def test_ties_of_scores_and_of_draws_go_to_the_first():
+def test_ties_of_draws_go_to_the_first():
     context = Context(torch.zeros(2, 0), torch.tensor([[3, 1, 2, 0]] * 2), torch.ones(2, 4).bool(), torch.zeros(2, 4))
-    assert GreedyClicks(3).propose(context, generator()).slate.tolist() == [[3, 1, 2]] * 2
-    even = torch.full((2, 4), 0.5)
-    assert Myopic(4, lambda page: (even, even), 2.0).propose(context, generator()).slate.tolist() == [[3, 1, 2, 0]] * 2
     table, slope, u = torch.zeros(4, 5, 1), torch.zeros(5), torch.ones(2, 1)
     tied = ThompsonSlate(table, slope, u, context.affinity, context.affinity, context, 2)
     assert tied.sample(generator()).tolist() == [[0, 1]] * 2
@@ -311,7 +268,7 @@ def test_a_thompson_slate_by_hand():
 
 def test_a_catalogue_of_one_item():
     """Nothing varies but the clicks; a page shows the item or nothing."""
-    impressions = plain(*(("a", i % 2, int(i % 4 == 0)) for i in range(40)), converted=[1.0, 0.0, 0.0, 0.0] * 10)
+    impressions = plain(*(("a", i % 2, int(i % 4 == 0)) for i in range(40)))
     builder = ContextBuilder.fit(impressions, pd.DataFrame({"item_id": ["a"]}))
     model = ClickModel.fit(ClickRows.from_impressions(impressions, builder), builder)
     context = replace(pages(builder, 2), mask=torch.tensor([[True], [False]]))
@@ -319,7 +276,6 @@ def test_a_catalogue_of_one_item():
         *strategies(model, 3),
         LinUCB.fit(impressions, builder, 3),
         LinearThompson.fit(impressions, builder, 3),
-        Myopic.fit(impressions, builder, 3, 1.0),
     ]
     for strategy in fits:
         decision = strategy.propose(context, generator())
