@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from hawker.agents.config import PageTrainConfig
 from hawker.envs.sb3 import StorefrontVecEnv
-from hawker.envs.storefront import Storefront
 from hawker.policies.page import PageDistribution, PageLayout, sum_of
 from hawker.policies.page_actor import PageActor
 from hawker.policies.slate import Linear, initialise
@@ -359,19 +358,6 @@ class PagePPO(PPO):
         return True
 
 
-def layout_of(shop: Storefront) -> PageLayout:
-    """Return which parts of a page a storefront's actions choose."""
-    layout = shop.layout
-    parts = layout.parts
-    return PageLayout(
-        layout.size,
-        parts.slate,
-        parts.ad,
-        layout.offers if parts.offer else 0,
-        layout.lines if parts.copy else None,
-    )
-
-
 def page_ppo(
     env: StorefrontVecEnv, config: PageTrainConfig, line_vectors: npt.NDArray[np.float32] | None = None
 ) -> PagePPO:
@@ -383,7 +369,7 @@ def page_ppo(
         line_vectors: Vectors of the world's lines, shape (L, w), as ``Lines.scaled`` has them, where copy is chosen.
     """
     shop = env.storefront
-    made_of = {"layout": layout_of(shop), "builder": shop.world.builder, "hidden": config.hidden, "seed": config.seed}
+    made_of = {"layout": shop.layout.page, "builder": shop.world.builder, "hidden": config.hidden, "seed": config.seed}
     bids = shop.world.bids.cpu().numpy()
     return PagePPO(
         PageActorCriticPolicy,

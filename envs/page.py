@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from hawker.policies.page import PageLayout
 from hawker.policies.protocol import slate_of
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision
@@ -69,7 +71,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a page stand in an action: slate, ad, its slot, offer, lines; what is not decided is left out.
+    """What of a world's pages is decided, and how many values it can take.
 
     Attributes:
         parts: What is decided.
@@ -90,30 +92,16 @@ class Layout:
         """Return the layout of a world's pages."""
         return cls(parts, world.size, world.choices, world.offers, len(world.lines))
 
-    @property
-    def blocks(self) -> dict[str, list[int]]:
-        """How many values each entry of a part can take, by part, in their order."""
-        blocks = {}
-        if self.parts.slate:
-            blocks["slate"] = [self.choices] * self.size
-        if self.parts.ad:
-            blocks |= {"ad": [self.choices + 1], "slot": [self.size]}
-        if self.parts.offer:
-            blocks["offer"] = [self.offers]
-        if self.parts.copy:
-            blocks["copy"] = [self.lines + 1] * self.size
-        return blocks
+    @cached_property
+    def page(self) -> PageLayout:
+        """How actions list what is decided."""
+        offers, lines = self.offers if self.parts.offer else 0, self.lines if self.parts.copy else None
+        return PageLayout(self.size, self.parts.slate, self.parts.ad, offers, lines)
 
     @property
     def values(self) -> list[int]:
         """How many values each entry of an action can take, A entries."""
-        return [value for block in self.blocks.values() for value in block]
-
-    def split(self, actions: Tensor) -> dict[str, Tensor]:
-        """Return the parts of actions (N, A) by name, each (N, its entries)."""
-        blocks = self.blocks
-        pieces = actions.split([len(block) for block in blocks.values()], 1)
-        return dict(zip(blocks, pieces, strict=True))
+        return self.page.nvec(self.choices)
 
 
 def decide(
@@ -135,7 +123,7 @@ def decide(
     Returns:
         The decisions, with a log-probability of 0, and the number of choices refused, shape (N,).
     """
-    asked = layout.split(actions)
+    asked = layout.page.split(actions)
     refused = torch.zeros(len(actions), dtype=torch.int64, device=actions.device)
     places = asked["slate"] if given is None else given
     ad = offer = copy = None

@@ -54,17 +54,28 @@ class PageLayout:
         chosen = (self.slate, self.ad, self.offers > 0, self.lines is not None)
         return tuple(part for part, is_on in zip(PARTS, chosen, strict=True) if is_on)
 
+    def _values(self, choices: int) -> dict[str, list[int]]:
+        """Return how many values each number of an action has, by block, in their order."""
+        values = {"slate": [choices] * self.size} if self.slate else {}
+        if self.ad:
+            values |= {"ad": [choices + 1], "slot": [self.size]}
+        if self.offers:
+            values["offer"] = [self.offers]
+        return values if self.lines is None else values | {"copy": [self.lines + 1] * self.size}
+
     @property
     def width(self) -> int:
         """Numbers of an action."""
-        return self.size * self.slate + 2 * self.ad + (self.offers > 0) + self.size * (self.lines is not None)
+        return len(self.nvec(0))
 
     def nvec(self, choices: int) -> list[int]:
         """Return how many values each number of an action has, with C = ``choices`` candidates."""
-        slots = [choices] * self.size if self.slate else []
-        ad = [choices + 1, self.size] if self.ad else []
-        offer = [self.offers] if self.offers else []
-        return slots + ad + offer + ([] if self.lines is None else [self.lines + 1] * self.size)
+        return [value for block in self._values(choices).values() for value in block]
+
+    def split(self, actions: Tensor) -> dict[str, Tensor]:
+        """Return the blocks of actions (B, width) by name, each (B, its numbers): slate, ad, slot, offer and copy."""
+        blocks = self._values(0)
+        return dict(zip(blocks, actions.split([len(block) for block in blocks.values()], 1), strict=True))
 
     def actions(self, page: PageChoice, choices: int) -> Tensor:
         """Return pages as actions, shape (B, width), with C = ``choices`` candidates."""
@@ -82,15 +93,17 @@ class PageLayout:
 
     def page(self, actions: Tensor, choices: int) -> PageChoice:
         """Return actions (B, width) as pages, with C = ``choices`` candidates."""
-        widths = [self.size * self.slate, self.ad, self.ad, self.offers > 0, self.size * (self.lines is not None)]
-        slate, ad, slot, offer, lines = actions.long().split([int(width) for width in widths], 1)
-        none = ad == choices
+        blocks = self.split(actions.long())
+        ad = slot = None
+        if self.ad:
+            none = blocks["ad"] == choices
+            ad, slot = (blocks[name].masked_fill(none, EMPTY).squeeze(1) for name in ("ad", "slot"))
         return PageChoice(
-            slate if self.slate else None,
-            ad.masked_fill(none, EMPTY).squeeze(1) if self.ad else None,
-            slot.masked_fill(none, EMPTY).squeeze(1) if self.ad else None,
-            offer.squeeze(1) if self.offers else None,
-            None if self.lines is None else lines.masked_fill(lines == self.lines, EMPTY),
+            blocks.get("slate"),
+            ad,
+            slot,
+            blocks["offer"].squeeze(1) if self.offers else None,
+            None if self.lines is None else blocks["copy"].masked_fill(blocks["copy"] == self.lines, EMPTY),
         )
 
 

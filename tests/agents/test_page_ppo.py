@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hawker.agents.config import PageTrainConfig
-from hawker.agents.page_ppo import ReturnScale, TensorRolloutBuffer, layout_of, page_ppo
+from hawker.agents.page_ppo import ReturnScale, TensorRolloutBuffer, page_ppo
 from hawker.envs.page import AD_PLACEMENT, COPYWRITING, RECOMMEND, STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page_actor import PageStrategy
@@ -108,7 +108,7 @@ def test_each_part_is_learned_by_itself(parts, best):
     model.learn(12_000)
     seen = {name: torch.as_tensor(value) for name, value in model.env.reset().items()}
     actions = model.policy.get_distribution(seen).mode()
-    assert actions.shape == (128, layout_of(model.env.storefront).width) == (128, 2)
+    assert actions.shape == (128, model.env.storefront.layout.page.width) == (128, 2)
     if best is None:
         assert (actions[:, 0] == torch.where(world.older(model_context(seen)), 0, 1)).float().mean() > 0.95
     else:

@@ -140,7 +140,7 @@ def test_layouts():
     assert Layout(RECOMMEND, 2, 5, 3, 7).values == [5, 5]
     assert Layout(AD_PLACEMENT, 2, 5, 3, 7).values == [6, 2]
     assert Layout(COPYWRITING, 2, 5, 3, 7).values == [8, 8]
-    parts = Layout(STOREFRONT, 2, 5, 3, 7).split(torch.arange(14).reshape(2, 7))
+    parts = Layout(STOREFRONT, 2, 5, 3, 7).page.split(torch.arange(14).reshape(2, 7))
     assert {name: part[1].tolist() for name, part in parts.items()} == {
         "slate": [7, 8],
         "ad": [9],
