@@ -61,7 +61,7 @@ class LeaderboardConfig:
         seeds: One log, fit, training and judgement each.
         variants: Gold worlds by name; None is the base world.
         shoppers: Whose visits are logged.
-        days: How long, and for how long an arm is followed.
+        days: How long they are logged.
         horizon: Days from a shopper's first visit on that an arm is followed.
         followed: Shoppers of an arm.
         fit: How shoppers are learned.

@@ -189,22 +189,26 @@ class Appeal(nn.Module):
             odds = odds + rows.ad * (self.ad_effect + self.shopper_ad_taste(person).squeeze(1)[page])
         return odds
 
+    def of_items(self, person: Tensor, item_vectors: Tensor, wishes: Tensor | None = None) -> Tensor:
+        """Return the log-odds of every item by itself, shape (P, n_items); arguments as in ``forward``."""
+        liking = self.shopper_taste(person)
+        if wishes is not None:
+            liking = liking + wishes[:, : liking.shape[1]]
+        taste = self.item_taste(item_vectors) + self.own_taste.weight
+        effect = (self.item_effect(item_vectors) + self.own_effect.weight).squeeze(1)
+        odds: Tensor = self.base + self.shopper_effect(person) + liking @ taste.T + effect
+        return odds
+
     def tables(
         self, person: Tensor, item_vectors: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None
     ) -> Tables:
         """Return what everything that a page can hold does to the log-odds; arguments as in ``forward``."""
-        liking = self.shopper_taste(person)
-        hidden = liking.shape[1]
-        if wishes is not None:
-            liking = liking + wishes[:, :hidden]
-        taste = self.item_taste(item_vectors) + self.own_taste.weight
-        effect = (self.item_effect(item_vectors) + self.own_effect.weight).squeeze(1)
-        items = self.base + self.shopper_effect(person) + liking @ taste.T + effect
+        items = self.of_items(person, item_vectors, wishes)
         lines = offers = ads = None
         if self._has_lines and line_vectors is not None:
             liking = self.shopper_line_taste(person)
             if wishes is not None:
-                liking = liking + wishes[:, hidden:]
+                liking = liking + wishes[:, -liking.shape[1] :]
             lines = liking @ self.line_taste(line_vectors).T + self.line_effect(line_vectors).squeeze(1)
         if self._has_offers:
             offers = nn.functional.pad(self.offer_effect + self.shopper_offer_taste(person), (1, 0))

@@ -137,11 +137,11 @@ class ReadWorld:
 
     def _worth(self, person: Tensor) -> Tensor:
         """Return the logarithm of what every item is worth at once to each shopper, shape (N, n_items)."""
-        click, purchase = self.model.tables(person)
-        value = calibrated(click.items.sigmoid(), self.calibration[0])
+        click, purchase = self.model.item_odds(person)
+        value = calibrated(click.sigmoid(), self.calibration[0])
         worth = torch.full_like(value, self._reward.click)
         if purchase is not None:
-            worth = worth + self._reward.conversion * calibrated(purchase.items.sigmoid(), self.calibration[1])
+            worth = worth + self._reward.conversion * calibrated(purchase.sigmoid(), self.calibration[1])
         return (value * worth).clamp(min=1e-6).log()
 
 

@@ -143,6 +143,15 @@ class ShopperModel(nn.Module):
         bought: Tensor = found + self.match[0] * liked + self.match[1] * rest
         return bought
 
+    def item_odds(self, person: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the ``items`` of ``tables`` alone, both (P, n_items)."""
+        person, wishes = self._apart(person)
+        liked = self.click.of_items(person, self.item_vectors, wishes)
+        if self.conversion is None or self.match is None:
+            return liked, None
+        own = self.conversion.of_items(person, self.item_vectors)
+        return liked, own + self.match[0] * (liked - self.click.base)
+
     def tables(self, person: Tensor) -> tuple[Tables, Tables | None]:
         """Return what everything that a page can hold does to clicks, and to purchases after them.
 
