@@ -51,6 +51,9 @@ class Outcome(Generic[A]):
         days: Days until the shopper's next visit where this one ended, else 0; inf where there is none; (B,), or None.
         return_probability: The world's probability that the next visit begins within 7 days of this page (a return on
             the seventh day counts) if the visit ends with it, whatever was drawn, shape (B,), or None.
+        second: The same answers with the probabilities that another model of the same shoppers gives them, or None.
+        unsupported: How many of the page's impressions the logs say nothing of, where one that they hardly know counts
+            in part, shape (B,), or None.
     """
 
     clicked: A
@@ -62,3 +65,5 @@ class Outcome(Generic[A]):
     leave: A | None = None
     days: A | None = None
     return_probability: A | None = None
+    second: Outcome[A] | None = None
+    unsupported: A | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hawker.shop.decision import EMPTY, A, Decision, Outcome
@@ -13,7 +13,8 @@ RETURN_DAYS = 7
 """Days within which the next visit counts as a return; the last of them counts."""
 
 WEIGHTS = ("click", "conversion", "revenue", "ad_income", "return_visit")
-COSTS = ("ad", "offer", "repetition")
+DOUBTS = ("disagreement", "support")
+COSTS = ("ad", "offer", "repetition", *DOUBTS)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class RewardSpec:
         ad: Cost of showing an ad, at least 0.
         offer: Cost of a page with an offer, times its tier, at least 0.
         repetition: Cost of each item that the page before, of the same visit, showed too, at least 0.
+        disagreement: Pessimism: cost of each unit of reward in which two models of the same shoppers differ over a
+            page (clicks, purchases, ad income and returns, as they expect them), at least 0. At 0.5, a page is worth
+            what the less impressed of two models expects, on average over which of them is asked first.
+        support: Pessimism: cost of each impression that the logs say nothing of, at least 0.
         response: ``expected`` pays clicks, conversions, ad income and returns their probabilities where the world knows
             them, the exact means of what would be drawn at a given page, so that learning sees the same gradient with
             less noise; ``sampled`` pays what was drawn. Revenue is always what was drawn.
@@ -43,6 +48,8 @@ class RewardSpec:
     ad: float = 0.0
     offer: float = 0.0
     repetition: float = 0.0
+    disagreement: float = 0.0
+    support: float = 0.0
     response: Literal["expected", "sampled"] = "expected"
     discount_per_day: float = 1.0
 
@@ -57,6 +64,13 @@ class RewardSpec:
                 raise InputError("bad cost", where=f"reward.{name}", got=cost, expected="a finite number of at least 0")
         if not any(weights):
             raise InputError("every weight is 0", where="reward", expected="at least one weight that is not")
+        if self.disagreement and not any((self.click, self.conversion, self.ad_income, self.return_visit)):
+            raise InputError(
+                "nothing that models could differ over",
+                where="reward.disagreement",
+                got=self.disagreement,
+                expected="0, or a weight of clicks, conversions, ad income or returns",
+            )
         if not 0 < self.discount_per_day <= 1:
             raise InputError(
                 "bad discount",
@@ -91,6 +105,13 @@ class RewardSpec:
             if weight == 0.0:
                 continue
             values = observed[name]()
+            if values is None and name in DOUBTS:
+                raise InputError(
+                    f"these shoppers tell no doubts, and {name} costs",
+                    where=f"reward.{name}",
+                    got=weight,
+                    expected="0, or learned shoppers that a strategy is trained against",
+                )
             if values is None:
                 raise InputError(
                     f"the shoppers have no {name} head",
@@ -101,6 +122,16 @@ class RewardSpec:
                 )
             parts[name] = values * (-weight if name in COSTS else weight)
         return parts
+
+    @property
+    def doubts(self) -> bool:
+        """Whether pages cost something for what is not known of them, which a world has to tell."""
+        return self.disagreement > 0 or self.support > 0
+
+    @property
+    def plain(self) -> RewardSpec:
+        """The reward without pessimism: what is measured once a strategy is judged."""
+        return replace(self, disagreement=0.0, support=0.0)
 
     def discount(self, days: A) -> A:
         """Return the factor on rewards ``days`` (B,) later."""
@@ -152,6 +183,15 @@ class RewardSpec:
             again = (decision.slate[:, :, None] == previous[:, None, :]).any(-1) & (decision.slate != EMPTY)
             return nothing + again.sum(-1)
 
+        def disagreement() -> Any:
+            if outcome.second is None:
+                return None
+            paid = replace(self.plain, revenue=0.0, ad=0.0, offer=0.0, repetition=0.0, response="expected")
+            first, second = (
+                sum(paid.components(opinion, decision, bids).values()) for opinion in (outcome, outcome.second)
+            )
+            return abs(first - second)
+
         return {
             "click": lambda: clicks.sum(-1),
             "conversion": conversion,
@@ -161,4 +201,6 @@ class RewardSpec:
             "ad": ad,
             "offer": offer,
             "repetition": repetition,
+            "disagreement": disagreement,
+            "support": lambda: outcome.unsupported,
         }

@@ -29,6 +29,7 @@ from hawker.simulators.store import (
     require_impressions,
     whole_catalog,
 )
+from hawker.simulators.support import Support
 
 BOUNDS = {
     "members": (1, 100),
@@ -84,7 +85,8 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
         generator = np.random.default_rng([config.seed, part])
         ensembles[role] = fit_ensemble(rows, builder, size, config, first, generator, device, progress, lines, offers)
         arrivals[role] = find_arrivals(rows, logs.pages, builder, generator, device)
-    shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest, lines)
+    support = Support.from_impressions(impressions[parts == 0], builder.catalog, lines, offers)
+    shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest, support, lines)
     progress("measuring fidelity on rows that no model has seen")
     report = measure_fidelity(shoppers, impressions, parts, unit)
     with write_directory(out, "shoppers") as scratch:

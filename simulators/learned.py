@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import Decision, Outcome
 from hawker.simulators.frozen import FrozenModel
 from hawker.simulators.frozen_memory import Read
-from hawker.simulators.frozen_pages import Came, Carried
+from hawker.simulators.frozen_pages import Came, Carried, Page
 from hawker.simulators.memory import COUNTS, EDGES
 from hawker.simulators.pages import affinity_of
 from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.support import Support
 from hawker.simulators.world import Shoppers
 
 NEVER = 365.0
@@ -46,6 +48,10 @@ class LearnedWorld:
     they know no returns, a shopper is gone after the visit. An offer above the tiers that the logs know counts as the
     largest of them. The ensemble's weights must not change any more: what depends on them alone is computed once.
 
+    With ``support`` every page comes with its doubts: what the member after the shopper's own expects, which reads the
+    same history with a memory of its own, and how much of the page the log says nothing of. One second opinion at a
+    time differs from the first as far as any two members do, on average, at a fraction of the cost of asking them all.
+
     Attributes:
         models: The members, as they answer.
         bids: What a click on an ad of each item earns: the catalog's feature "bid", 0 where there is none; (n_items,).
@@ -58,13 +64,24 @@ class LearnedWorld:
         arrivals: Context[Tensor],
         size: int,
         lines: tuple[str, ...] = (),
+        support: Support | None = None,
     ) -> None:
-        """Args: the shop's ``builder``, the fitted ``ensemble``, contexts to draw ``arrivals`` from, slots K, lines."""
+        """Set up the world.
+
+        Args:
+            builder: The shop's contexts and catalog.
+            ensemble: The fitted members.
+            arrivals: Contexts to draw arriving shoppers from.
+            size: Slots of a page, K.
+            lines: The bank of lines.
+            support: What the log shows how often; None tells no doubts.
+        """
         self.builder, self.size, self.device, self.lines = builder, size, arrivals.shopper.device, lines
         self.choices = arrivals.candidates.shape[1]
         self.ensemble = ensemble.requires_grad_(False).eval()
         self.offers, self.bids = ensemble.models[0].recorded.offers, _bids(builder).to(self.device)
         self.models = [FrozenModel(model) for model in ensemble.models]
+        self._seconds, self.support = [*self.models[1:], self.models[0]], support
         self._hidden = max(0 if model.memory is None else model.memory.hidden for model in self.models)
         self._logged, self._arrivals = len(arrivals.shopper), arrivals.map(_once)
         self._knows_affinity = bool(arrivals.affinity.any())
@@ -79,6 +96,8 @@ class LearnedWorld:
             return self._shoppers(context, {}, generator)
         # A memory begins with its first page: who replaces a shopper lives in the member that answers at their place.
         widths = {"memory": (n, self._hidden), "counts": (n, COUNTS), "gap": (n,), "number": (n,)}
+        if self.support is not None:
+            widths["second"] = (n, self._hidden)
         state = {name: torch.zeros(shape, device=self.device) for name, shape in widths.items()}
         return self._shoppers(context, state, generator)
 
@@ -130,7 +149,7 @@ class LearnedWorld:
             conversion_probability=answer.get("conversion_probability"),
         )
         if not self._hidden:
-            return shoppers, outcome
+            return shoppers, self._doubted(outcome, answer, decision)
         leave, days = answer["leave"], answer["days"]
         stays = {
             "memory": answer["memory"],
@@ -139,9 +158,22 @@ class LearnedWorld:
             "number": torch.where(leave, 0.0, shoppers.state["number"] + 1.0),
         }
         back = answer.get("return_probability")
+        if self.support is not None:
+            stays["second"] = answer["second.memory"]
         outcome = replace(outcome, gone=leave & days.isinf(), leave=leave, days=days, return_probability=back)
+        outcome = self._doubted(outcome, answer, decision)
         context = self._retrieved(shoppers.context, leave, generator) if self._retrieves else shoppers.context
         return replace(shoppers, context=context, state=stays), outcome
+
+    def _doubted(
+        self, outcome: Outcome[Tensor], answer: dict[str, Tensor], decision: Decision[Tensor]
+    ) -> Outcome[Tensor]:
+        """Return an outcome with the second opinion and what the log does not support, where doubts are told."""
+        if self.support is None:
+            return outcome
+        heads = ("click_probability", "conversion_probability", "return_probability")
+        second: Any = {name: answer[f"second.{name}"] for name in heads if f"second.{name}" in answer}
+        return replace(outcome, second=replace(outcome, **second), unsupported=self.support.missing(decision))
 
     def _empty(self, n: int, size: int) -> dict[str, Tensor]:
         """Return tensors to put answers into."""
@@ -158,6 +190,9 @@ class LearnedWorld:
             answer["days"] = torch.empty(n, device=self.device)
             if first.returns:
                 answer["return_probability"] = torch.empty(n, device=self.device)
+        if self.support is not None:
+            heads = ("click_probability", "conversion_probability", "return_probability", "memory")
+            answer |= {f"second.{name}": torch.zeros_like(answer[name]) for name in heads if name in answer}
         return answer
 
     def blocks(self, shoppers: Shoppers) -> list[tuple[slice, list[Place]]]:
@@ -190,36 +225,26 @@ class LearnedWorld:
         if self._hidden:
             state = (shoppers.state[name][block] for name in ("memory", "counts", "gap", "number"))
             carried = Carried.read(*state)
-        # What members' models say is put together, so that the rest is done once for all of them.
-        click, purchase, worth = (torch.empty_like(draws[0]) for _ in range(3))
-        reads: list[Read | None] = []
-        for model, own in zip(self.models, places, strict=True):
-            liking = model.liking(page.of(own), None if carried is None else carried.of(own))
-            click[own] = liking.click
-            if liking.purchase is not None:
-                purchase[own] = liking.purchase
-            if liking.worth is not None:
-                worth[own] = liking.worth
-            reads.append(liking.read)
-        click = torch.mul(calibrated(click, calibration[0]), page.shown, out=answer["click_probability"])
+        likings = _likings(self.models, places, page, carried)
+        click = torch.mul(calibrated(likings.click, calibration[0]), page.shown, out=answer["click_probability"])
         clicked = answer["clicked"].copy_(draws[0] < click)
         converted, revenue = torch.zeros_like(clicked), None
         if "converted" in answer:
-            odds = _calibrated_odds(purchase, calibration[1])
+            odds = _calibrated_odds(likings.purchase, calibration[1])
             bought = torch.mul(odds, page.shown, out=answer["conversion_probability"])
             converted = torch.mul(clicked, draws[1] < bought, out=answer["converted"])
         if "revenue" in answer:
-            revenue = torch.mul(converted, worth, out=answer["revenue"])
-        if carried is None:
+            revenue = torch.mul(converted, likings.worth, out=answer["revenue"])
+        came = None
+        if carried is not None:
+            came = Came.read(page, carried, clicked, converted, revenue, first.recorded.offers)
+        if self.support is not None:
+            other = None if carried is None else replace(carried, memory=shoppers.state["second"][block])
+            self._answer_second(places, page, other, came, answer)
+        if came is None:
             return
-        came = Came.read(page, carried, clicked, converted, revenue, first.recorded.offers)
         answer["counts"].copy_(came.counts)
-        odds = click.new_empty(len(click), 1 + len(EDGES) * first.recorded.returns)
-        for model, own, read in zip(self.models, places, reads, strict=True):
-            assert model.memory is not None
-            assert read is not None
-            memory, odds[own] = model.memory.after(read, came.of(own))
-            answer["memory"][own, : memory.shape[1]] = memory
+        odds = self._carry_on(self.models, places, likings.reads, came, answer["memory"])
         leave = torch.lt(draws[2, :, 0], _calibrated_odds(odds[:, 0], calibration[2]), out=answer["leave"])
         days = torch.full_like(answer["days"], torch.inf)
         if first.recorded.returns:
@@ -227,6 +252,35 @@ class LearnedWorld:
             answer["return_probability"].copy_(-torch.expm1(before[:, WEEK]))
             days = _days(rate, before, draws[3, :, 0])
         answer["days"].copy_(torch.where(leave, days, 0.0))
+
+    def _answer_second(
+        self, places: list[Place], page: Page, carried: Carried | None, came: Came | None, answer: dict[str, Tensor]
+    ) -> None:
+        """Put down what the next member expects of each page, and what it reads in the answers that were drawn."""
+        calibration, likings = self.ensemble.calibration, _likings(self._seconds, places, page, carried)
+        click = calibrated(likings.click, calibration[0])
+        torch.mul(click, page.shown, out=answer["second.click_probability"])
+        if "converted" in answer:
+            bought = _calibrated_odds(likings.purchase, calibration[1])
+            torch.mul(bought, page.shown, out=answer["second.conversion_probability"])
+        if came is None:
+            return
+        odds = self._carry_on(self._seconds, places, likings.reads, came, answer["second.memory"])
+        if self.models[0].recorded.returns:
+            _, before = _survival(_calibrated_odds(odds[:, 1:], calibration[3]))
+            answer["second.return_probability"].copy_(-torch.expm1(before[:, WEEK]))
+
+    def _carry_on(
+        self, models: list[FrozenModel], places: list[Place], reads: list[Read | None], came: Came, memory: Tensor
+    ) -> Tensor:
+        """Put down what members remember of a page; return the log-odds of what comes next, see ``FrozenMemory``."""
+        odds = memory.new_empty(len(memory), 1 + len(EDGES) * models[0].recorded.returns)
+        for model, own, read in zip(models, places, reads, strict=True):
+            assert model.memory is not None
+            assert read is not None
+            kept, odds[own] = model.memory.after(read, came.of(own))
+            memory[own, : kept.shape[1]] = kept
+        return odds
 
     def _retrieved(self, context: Context[Tensor], leave: Tensor, generator: torch.Generator) -> Context[Tensor]:
         """Return contexts with new candidates for those who leave."""
@@ -237,6 +291,30 @@ class LearnedWorld:
             candidates=torch.where(leave[:, None], candidates, context.candidates),
             mask=torch.where(leave[:, None], mask, context.mask),
         )
+
+
+@dataclass(frozen=True)
+class _Likings:
+    """What members make of their own shoppers' pages, put together, so that the rest is done once for all of them."""
+
+    click: Tensor
+    purchase: Tensor
+    worth: Tensor
+    reads: list[Read | None]
+
+
+def _likings(models: list[FrozenModel], places: list[Place], page: Page, carried: Carried | None) -> _Likings:
+    click, purchase, worth = (torch.empty_like(page.shown) for _ in range(3))
+    reads: list[Read | None] = []
+    for model, own in zip(models, places, strict=True):
+        liking = model.liking(page.of(own), None if carried is None else carried.of(own))
+        click[own] = liking.click
+        if liking.purchase is not None:
+            purchase[own] = liking.purchase
+        if liking.worth is not None:
+            worth[own] = liking.worth
+        reads.append(liking.read)
+    return _Likings(click, purchase, worth, reads)
 
 
 def draw_days(hazard: Tensor, uniform: Tensor) -> Tensor:

@@ -23,9 +23,11 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import PARTS, three_way
+from hawker.simulators.support import Support
 
 META = "shoppers.json"
 LINES = "lines.safetensors"
+SUPPORT = "support.safetensors"
 FIRST_ARCHITECTURE = {"train": 0, "judge": 2}
 """Where each ensemble starts in the list of architectures: the judge's members are built differently."""
 
@@ -44,6 +46,7 @@ class FittedShoppers:
         arrivals: The contexts of each role's own part of the log, shape (n, ...), on the models' device.
         logs: Directory of the log.
         logs_digest: SHA-256 of its tables.
+        support: What the part of the log to train against shows how often.
         lines: The bank of lines that the log shows; None where it shows none.
         digest: SHA-256 of the artefact's list of checksums; empty before it was written.
     """
@@ -55,13 +58,14 @@ class FittedShoppers:
     arrivals: dict[str, Context[torch.Tensor]]
     logs: Path
     logs_digest: str
+    support: Support
     lines: Lines | None = None
     digest: str = ""
 
-    def world(self, role: Role) -> LearnedWorld:
-        """Return the world to train against, or the judge's."""
-        lines = () if self.lines is None else self.lines.texts
-        return LearnedWorld(self.builder, self.ensembles[role], self.arrivals[role], self.size, lines)
+    def world(self, role: Role, doubts: bool = False) -> LearnedWorld:
+        """Return the world to train against, or the judge's; ``doubts``: one that tells what it is not sure of."""
+        lines, support = () if self.lines is None else self.lines.texts, self.support if doubts else None
+        return LearnedWorld(self.builder, self.ensembles[role], self.arrivals[role], self.size, lines, support)
 
     def read_part(self, part: Literal["train", "judge", "estimate"]) -> pd.DataFrame:
         """Return the impressions of one part of the log, read anew from where it was.
@@ -95,6 +99,7 @@ class FittedShoppers:
         save_file(
             {"vectors": torch.from_numpy(np.array(self.builder.catalog.vectors))}, directory / "items.safetensors"
         )
+        self.support.save(directory / SUPPORT)
         if self.lines is not None:
             text = {"vectors": self.lines.vectors, "centre": self.lines.centre}
             save_file({name: torch.from_numpy(np.array(array)) for name, array in text.items()}, directory / LINES)
@@ -154,9 +159,9 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
             arrivals[role] = (
                 Context(**stored) if "candidates" in stored else whole_catalog(stored["shopper"], stored["affinity"])
             )
-        digest = sha256(directory / "checksums.json")
+        digest, support = sha256(directory / "checksums.json"), Support.load(directory / SUPPORT, device)
         logs = (Path(meta["logs"]), meta["logs_digest"])
-        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, lines, digest)
+        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, support, lines, digest)
     except (KeyError, TypeError, RuntimeError, SafetensorError, FileNotFoundError) as error:
         raise InputError("not shoppers of this version", where=directory, got=str(error).splitlines()[0]) from None
 

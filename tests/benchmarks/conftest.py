@@ -32,6 +32,7 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.rows import Rows
 from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.store import FittedShoppers
+from hawker.simulators.support import Support
 
 MOSTLY_ESTIMATES = FitConfig(shares=(0.02, 0.02, 0.96))
 
@@ -108,7 +109,8 @@ def untrained(bazaar: BazaarWorld, cohort: Cohort, hashed: Encoder) -> FittedSho
     frame = impressions(bazaar, cohort)
     builder = ContextBuilder.fit(frame, bazaar.items.table, hashed)
     lines = Lines.from_impressions(frame, hashed)
-    bare = FittedShoppers(builder, bazaar.size, FitConfig(), {}, {}, Path(), "", lines)
+    support = Support.from_impressions(frame, builder.catalog, lines, bazaar.offers)
+    bare = FittedShoppers(builder, bazaar.size, FitConfig(), {}, {}, Path(), "", support, lines)
     recorded = Recorded.of(encode_cohort(bazaar, cohort, bare, hashed))
     members = [
         ShopperModel(builder, bazaar.size, architecture, 0.1, torch.Generator().manual_seed(i), recorded, lines).eval()
@@ -119,7 +121,7 @@ def untrained(bazaar: BazaarWorld, cohort: Cohort, hashed: Encoder) -> FittedSho
     arrivals = Context(shopper, candidates, torch.ones_like(candidates).bool(), torch.zeros(candidates.shape))
     ensemble = Ensemble(members, IDENTITY.clone())
     return FittedShoppers(
-        builder, bazaar.size, FitConfig(), {"train": ensemble}, {"train": arrivals}, Path(), "", lines
+        builder, bazaar.size, FitConfig(), {"train": ensemble}, {"train": arrivals}, Path(), "", support, lines
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
-from hawker.shop.reward import COSTS, WEIGHTS, RewardSpec
+from hawker.shop.reward import COSTS, DOUBTS, WEIGHTS, RewardSpec
 
 OUTCOME = Outcome(
     clicked=np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
@@ -30,10 +31,57 @@ DECISION = Decision(
 BIDS = np.array([0.0, 8.0, 4.0])
 PREVIOUS = np.array([[EMPTY, EMPTY, EMPTY], [1, EMPTY, 0]])
 NO_CLICK = {"click": 0.0}
+SHOP_COSTS = [name for name in COSTS if name not in DOUBTS]
 
 
 def paid(spec: RewardSpec, outcome=OUTCOME, decision=DECISION, bids=BIDS, previous=PREVIOUS) -> dict[str, list[float]]:
     return {name: part.tolist() for name, part in spec.components(outcome, decision, bids, previous).items()}
+
+
+SECOND = dataclasses.replace(
+    OUTCOME,
+    click_probability=np.array([[0.25, 0.25, 0.0], [0.375, 0.0, 0.0]]),
+    conversion_probability=np.array([[0.5, 0.5, 1.0], [0.5, 0.5, 0.5]]),
+    return_probability=np.array([0.25, 0.5]),
+)
+DOUBTED = dataclasses.replace(OUTCOME, second=SECOND, unsupported=np.array([1.5, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "costs"),
+    [
+        (RewardSpec(disagreement=2.0), {"disagreement": [-0.5, -0.5]}),
+        (RewardSpec(disagreement=2.0, response="sampled"), {"disagreement": [-0.5, -0.5]}),  # expectations differ
+        (RewardSpec(conversion=4.0, disagreement=1.0), {"disagreement": [-0.25, -0.75]}),  # 1.75 - 1.5, .375 - 1.125
+        (RewardSpec(ad_income=1.0, disagreement=1.0), {"disagreement": [-1.25, -0.25]}),  # .25 x (1 + bid 4)
+        (RewardSpec(return_visit=2.0, disagreement=1.0), {"disagreement": [-1.25, -0.25]}),  # .25 + 2 x .5
+        (RewardSpec(ad=9.0, offer=9.0, revenue=9.0, disagreement=1.0), {"disagreement": [-0.25, -0.25]}),
+        (RewardSpec(support=0.5), {"support": [-0.75, 0.0]}),
+    ],
+)
+def test_doubts_cost(spec, costs):
+    parts = paid(spec, outcome=DOUBTED)
+    assert {name: parts[name] for name in costs} == costs
+    assert spec.doubts
+    assert not spec.plain.doubts
+    assert paid(spec.plain, outcome=DOUBTED) == {name: part for name, part in parts.items() if name not in costs}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (RewardSpec(disagreement=1.0), "these shoppers tell no doubts, and disagreement costs"),
+        (RewardSpec(support=1.0), "these shoppers tell no doubts, and support costs"),
+    ],
+)
+def test_doubts_that_nobody_tells(spec, message):
+    with pytest.raises(InputError, match=message):
+        paid(spec)
+
+
+def test_two_models_need_something_to_differ_over():
+    with pytest.raises(InputError, match="nothing that models could differ over"):
+        RewardSpec(click=0.0, revenue=1.0, disagreement=0.5)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +153,14 @@ def test_later_is_worth_less():
 
 @given(
     st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=5, max_size=5).filter(any),
-    st.lists(st.floats(0, 10, allow_subnormal=False), min_size=3, max_size=3),
+    st.lists(st.floats(0, 10, allow_subnormal=False), min_size=len(SHOP_COSTS), max_size=len(SHOP_COSTS)),
     st.sampled_from(["expected", "sampled"]),
 )
 def test_tensors_and_arrays_are_paid_alike_and_weights_are_factors(weights, costs, response):
     def torches(values):
         return type(values)(**{k: None if v is None else torch.from_numpy(v) for k, v in vars(values).items()})
 
-    factors = dict(zip((*WEIGHTS, *COSTS), [*weights, *costs], strict=True))
+    factors = dict(zip((*WEIGHTS, *SHOP_COSTS), [*weights, *costs], strict=True))
     spec = RewardSpec(**factors, response=response)
     parts = spec.components(OUTCOME, DECISION, BIDS, PREVIOUS)
     tensors = (torch.from_numpy(BIDS), torch.from_numpy(PREVIOUS))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.context import Context
-from hawker.shop.decision import EMPTY, Decision
+from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.simulators.fit import fit
 from hawker.simulators.learned import NEVER, LearnedWorld, draw_days
 from hawker.simulators.likelihood import predict_rows
@@ -69,6 +69,68 @@ def test_affinity_follows_its_item_through_the_candidate_list(world):
 def test_nothing_in_it_learns_any_more(world):
     assert not any(parameter.requires_grad for parameter in world.ensemble.parameters())
     assert not world.ensemble.training
+
+
+# Doubts
+
+
+def lived(world: LearnedWorld, pages: int) -> tuple[list[Shoppers], list[Decision], list[Outcome]]:
+    """Shoppers of the same draws over some pages, with what they saw and answered."""
+    batch, generator = world.arrive(80, seeded(0)), seeded(1)
+    batches, decisions, outcomes = [batch], [], []
+    for page in range(pages):
+        slate = (torch.arange(80)[:, None] + torch.arange(3) + page) % len(world.builder.catalog)
+        decisions.append(Decision(slate, torch.zeros(80)))
+        batch, outcome = world.respond(batch, decisions[-1], generator)
+        batches.append(batch)
+        outcomes.append(outcome)
+    return batches, decisions, outcomes
+
+
+def test_doubts_change_no_answer(regulars):
+    _, _, sure = lived(regulars[1].world("train"), 4)
+    _, _, doubting = lived(regulars[1].world("train", doubts=True), 4)
+    for one, other in zip(sure, doubting, strict=True):
+        for name, value in vars(one).items():
+            if name in ("second", "unsupported"):
+                assert value is None
+            else:
+                assert torch.equal(value, getattr(other, name)), name
+
+
+def test_a_second_opinion_is_that_of_the_next_member_with_a_memory_of_its_own(regulars):
+    fitted = regulars[1]
+    world, swapped = fitted.world("train", doubts=True), fitted.world("train")
+    batches, decisions, outcomes = lived(world, 4)
+    swapped.models.reverse()  # two members: each shopper now lives in the other one
+    for before, decision, outcome, after in zip(batches[:-1], decisions, outcomes, batches[1:], strict=True):
+        other = dataclasses.replace(before, state=before.state | {"memory": before.state["second"]})
+        _, expected = swapped.respond(other, decision, seeded(9))
+        assert outcome.second is not None
+        for name in ("click_probability", "conversion_probability"):  # what comes later follows from other draws
+            torch.testing.assert_close(getattr(outcome.second, name), getattr(expected, name))
+        assert not torch.isclose(outcome.second.click_probability, outcome.click_probability).all()
+        assert torch.equal(outcome.second.clicked, outcome.clicked)
+        assert not torch.equal(after.state["second"], after.state["memory"])
+
+
+def test_both_opinions_of_one_model_agree_for_good(regulars):
+    world = regulars[1].world("train", doubts=True)
+    world.models[1] = world.models[0]
+    world._seconds = world.models[:]
+    batches, _, outcomes = lived(world, 5)
+    for outcome in outcomes:
+        torch.testing.assert_close(outcome.second.click_probability, outcome.click_probability)
+        torch.testing.assert_close(outcome.second.return_probability, outcome.return_probability)
+    torch.testing.assert_close(batches[-1].state["second"], batches[-1].state["memory"])
+
+
+def test_shoppers_without_a_history_give_second_opinions_too(shoppers):
+    world = shoppers.world("train", doubts=True)
+    batches, decisions, outcomes = lived(world, 1)
+    everyone = world.click_probabilities(batches[0].context, decisions[0].slate)
+    torch.testing.assert_close(outcomes[0].second.click_probability, everyone[1 - batches[0].member, torch.arange(80)])
+    assert outcomes[0].unsupported.shape == (80,)
 
 
 # Shoppers who leave and come back

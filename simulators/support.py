@@ -1,0 +1,98 @@
+"""What the logs know too little of: how often they show each item, ad, line and offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hawker.shop.catalog import Catalog
+from hawker.shop.decision import EMPTY, Decision
+from hawker.shop.lines import Lines
+
+ENOUGH = 50.0
+"""Shows from which on a part is known: at a click rate of a tenth they leave that rate uncertain by 40%."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """How often a log shows what a page may show.
+
+    Attributes:
+        items: Impressions of each catalog item, shape (I,).
+        ads: Its impressions as an ad, shape (I,).
+        lines: Impressions of each line of the bank, shape (L,).
+        offers: Pages of each discount tier, shape (T,); tiers that follow have none.
+    """
+
+    items: Tensor
+    ads: Tensor
+    lines: Tensor
+    offers: Tensor
+
+    @classmethod
+    def from_impressions(cls, impressions: pd.DataFrame, catalog: Catalog, lines: Lines | None, offers: int) -> Support:
+        """Count what the impressions show.
+
+        Args:
+            impressions: Rows of a log.
+            catalog: Its items.
+            lines: The bank that its copy is numbered in.
+            offers: Discount tiers, T.
+        """
+        item = catalog.index(impressions["item_id"], "impressions column item_id")
+        ad = item[(impressions["placement"] == "ad").to_numpy()]
+        line = np.zeros(0, np.int64)
+        if lines is not None and "copy" in impressions:
+            line = lines.index(impressions["copy"])
+        pages = impressions.drop_duplicates(["visit_id", "page"])
+        tier = pages["offer"].to_numpy() if "offer" in pages else np.zeros(len(pages), np.int64)
+
+        def count(values: npt.NDArray[Any], n: int) -> Tensor:
+            return torch.from_numpy(np.bincount(values[values >= 0], minlength=n).astype(np.float32))
+
+        bank, n_items = 0 if lines is None else len(lines), len(catalog)
+        return cls(count(item, n_items), count(ad, n_items), count(line, bank), count(tier, offers))
+
+    def to(self, device: torch.device) -> Support:
+        """Return the counts on a device."""
+        return Support(*(getattr(self, name).to(device) for name in ("items", "ads", "lines", "offers")))
+
+    def missing(self, decision: Decision[Tensor]) -> Tensor:
+        """Return how many of each page's impressions the log does not support, shape (B,), from 0 to K.
+
+        An impression is as little known as the rarest of its item, its line, its being an ad and the page's offer. What
+        was shown n times is missing by 1 - n / 50, and not at all from 50 times on.
+        """
+        slate = decision.slate
+        found = _unknown(self.items, slate)
+        if decision.ad is not None:
+            ad = decision.ad[:, None] == torch.arange(slate.shape[1], device=slate.device)
+            found = torch.maximum(found, _unknown(self.ads, slate.masked_fill(~ad, EMPTY)))
+        if decision.copy is not None:
+            found = torch.maximum(found, _unknown(self.lines, decision.copy))
+        if decision.offer is not None:
+            found = torch.maximum(found, _unknown(self.offers, decision.offer[:, None]))
+        return (found * (slate != EMPTY)).sum(1)
+
+    def save(self, path: Path) -> None:
+        """Write the counts."""
+        save_file({name: getattr(self, name).cpu() for name in ("items", "ads", "lines", "offers")}, path)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Support:
+        """Read what ``save`` wrote."""
+        return cls(**load_file(path, device=str(device)))
+
+
+def _unknown(counts: Tensor, shown: Tensor) -> Tensor:
+    """Return how much is missing of each value shown (B, n); nothing of ``EMPTY``, all of what has no count."""
+    missing = torch.cat([(1.0 - counts / ENOUGH).clamp(min=0.0), counts.new_tensor([1.0, 0.0])])
+    return missing[shown.clamp(max=len(counts))]
