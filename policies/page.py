@@ -336,6 +336,13 @@ class PageDistribution:
 
     def log_probs_and_entropies(self, page: PageChoice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return log-probability and conditional entropy of each part along the pages, (B,) each, by part."""
+        log_probs, entropies = self.each(page)
+        if "copy" in log_probs:
+            log_probs["copy"] = log_probs["copy"].sum(1)
+        return log_probs, entropies
+
+    def each(self, page: PageChoice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the same with the log-probability of each slot's line by itself: "copy" is (B, K)."""
         log_probs: dict[str, Tensor] = {}
         entropies: dict[str, Tensor] = {}
         if self._logits.slate is not None:
@@ -361,7 +368,7 @@ class PageDistribution:
             each = line.gather(1, said)
             shown = self._shown(page.slate, page.slot, page.lines)
             each = torch.where(shown, each, torch.where(page.lines == EMPTY, 0.0, -torch.inf))
-            log_probs["copy"], entropies["copy"] = each.sum(1), shown.sum(1) * _entropy(line)
+            log_probs["copy"], entropies["copy"] = each, shown.sum(1) * _entropy(line)
         return log_probs, entropies
 
     def _organic(self, ad: Tensor | None) -> OrganicSlate:

@@ -48,6 +48,8 @@ class Outcome(Generic[A]):
         revenue: Currency earned at each position, shape (B, K), or None.
         conversion_probability: The world's probability that a click leads to a purchase, shape (B, K), or None.
         leave: True where the visit ended with this page, shape (B,), or None.
+        leave_probability: The world's probability that the visit ends with this page, given what was clicked and
+            bought, shape (B,), or None.
         days: Days until the shopper's next visit where this one ended, else 0; inf where there is none; (B,), or None.
         return_probability: The world's probability that the next visit begins within 7 days of this page (a return on
             the seventh day counts) if the visit ends with it, whatever was drawn, shape (B,), or None.
@@ -65,5 +67,6 @@ class Outcome(Generic[A]):
     leave: A | None = None
     days: A | None = None
     return_probability: A | None = None
+    leave_probability: A | None = None
     second: Outcome[A] | None = None
     unsupported: A | None = None

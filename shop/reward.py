@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from hawker.shop.decision import EMPTY, A, Decision, Outcome
@@ -13,6 +14,9 @@ RETURN_DAYS = 7
 """Days within which the next visit counts as a return; the last of them counts."""
 
 WEIGHTS = ("click", "conversion", "revenue", "ad_income", "return_visit")
+BY_SLOT = ("click", "conversion", "revenue", "ad_income")
+"""What each slot earns by itself; the rest belongs to the page."""
+
 DOUBTS = ("disagreement", "support")
 COSTS = ("ad", "offer", "repetition", *DOUBTS)
 
@@ -31,8 +35,8 @@ class RewardSpec:
         offer: Cost of a page with an offer, times its tier, at least 0.
         repetition: Cost of each item that the page before, of the same visit, showed too, at least 0.
         disagreement: Pessimism: cost of each unit of reward in which two models of the same shoppers differ over a
-            page (clicks, purchases, ad income and returns, as they expect them), at least 0. At 0.5, a page is worth
-            what the less impressed of two models expects, on average over which of them is asked first.
+            page (clicks, purchases and ad income, as they expect them), at least 0. At 0.5, a page is worth what the
+            less impressed of the two expects, on average over which of them is asked first.
         support: Pessimism: cost of each impression that the logs say nothing of, at least 0.
         response: ``expected`` pays clicks, conversions, ad income and returns their probabilities where the world knows
             them, the exact means of what would be drawn at a given page, so that learning sees the same gradient with
@@ -64,12 +68,12 @@ class RewardSpec:
                 raise InputError("bad cost", where=f"reward.{name}", got=cost, expected="a finite number of at least 0")
         if not any(weights):
             raise InputError("every weight is 0", where="reward", expected="at least one weight that is not")
-        if self.disagreement and not any((self.click, self.conversion, self.ad_income, self.return_visit)):
+        if self.disagreement and not any((self.click, self.conversion, self.ad_income)):
             raise InputError(
                 "nothing that models could differ over",
                 where="reward.disagreement",
                 got=self.disagreement,
-                expected="0, or a weight of clicks, conversions, ad income or returns",
+                expected="0, or a weight of clicks, conversions or ad income",
             )
         if not 0 < self.discount_per_day <= 1:
             raise InputError(
@@ -98,8 +102,7 @@ class RewardSpec:
         Raises:
             InputError: A weight is set for something that these shoppers do not have.
         """
-        observed = self._observed(outcome, decision, bids, previous)
-        parts = {}
+        observed, parts = self._observed(outcome, decision, bids, previous), {}
         for name in (*WEIGHTS, *COSTS):
             weight = getattr(self, name)
             if weight == 0.0:
@@ -120,8 +123,23 @@ class RewardSpec:
                     expected="0",
                     remedy=f"their logs recorded no {name}",
                 )
+            if name in BY_SLOT:
+                values = values.sum(-1)
             parts[name] = values * (-weight if name in COSTS else weight)
         return parts
+
+    def slots(self, outcome: Outcome[A], decision: Decision[A], bids: A | None = None) -> A:
+        """Return what each slot earns by a click on it, shape (B, K).
+
+        That is what of the reward can be told apart by slot: clicks, conversions, revenue, ad income. Arguments as in
+        ``components``, which refuses weights for what there is not.
+        """
+        observed = self._observed(outcome, decision, bids, None)
+        earned: Any = 0.0
+        for name in BY_SLOT:
+            if (weight := getattr(self, name)) and (values := observed[name]()) is not None:
+                earned = earned + weight * values
+        return earned  # type: ignore[no-any-return]
 
     @property
     def doubts(self) -> bool:
@@ -145,12 +163,10 @@ class RewardSpec:
 
         def conversion() -> Any:
             if expected and outcome.conversion_probability is not None:
-                return (clicks * outcome.conversion_probability).sum(-1)
-            return None if outcome.converted is None else outcome.converted.sum(-1)
+                return clicks * outcome.conversion_probability
+            return outcome.converted
 
-        def revenue() -> Any:
-            return None if outcome.revenue is None else outcome.revenue.sum(-1)
-
+        @cache
         def ads() -> Any:
             """1 at the slot of the ad, shape (B, K)."""
             slots = (decision.slate * 0 + 1).cumsum(-1) - 1
@@ -159,9 +175,7 @@ class RewardSpec:
         def ad_income() -> Any:
             if decision is None or bids is None:
                 return None
-            if decision.ad is None:
-                return nothing
-            return (bids[decision.slate.clip(0)] * clicks * ads()).sum(-1)
+            return clicks * 0.0 if decision.ad is None else bids[decision.slate.clip(0)] * clicks * ads()
 
         def return_visit() -> Any:
             last = outcome.gone if outcome.leave is None else outcome.leave
@@ -186,16 +200,14 @@ class RewardSpec:
         def disagreement() -> Any:
             if outcome.second is None:
                 return None
-            paid = replace(self.plain, revenue=0.0, ad=0.0, offer=0.0, repetition=0.0, response="expected")
-            first, second = (
-                sum(paid.components(opinion, decision, bids).values()) for opinion in (outcome, outcome.second)
-            )
-            return abs(first - second)
+            paid = replace(self, revenue=0.0, response="expected")
+            one, other = (paid.slots(opinion, decision, bids).sum(-1) for opinion in (outcome, outcome.second))
+            return abs(one - other)
 
         return {
-            "click": lambda: clicks.sum(-1),
+            "click": lambda: clicks,
             "conversion": conversion,
-            "revenue": revenue,
+            "revenue": lambda: outcome.revenue,
             "ad_income": ad_income,
             "return_visit": return_visit,
             "ad": ad,

@@ -160,17 +160,8 @@ class Appeal(nn.Module):
             keep_own: 1 where an item's own vectors take part and 0 where they are dropped, shape (n_items,).
             wishes: What to add to each page's shopper's tastes, of items and then of lines, shape (P, h) or (P, 2 h).
         """
-        own_effect, own_taste = self.own_effect.weight, self.own_taste.weight
-        if keep_own is not None:
-            own_effect, own_taste = own_effect * keep_own[:, None], own_taste * keep_own[:, None]
         page, item = rows.page, rows.item.clamp(min=0)
-        # An effect rides along as one more entry of a taste vector that everybody multiplies by 1.
-        taste = torch.cat([self.item_taste(item_vectors) + own_taste, self.item_effect(item_vectors) + own_effect], 1)
-        liking = self.shopper_taste(person)
-        hidden = liking.shape[1]
-        if wishes is not None:
-            liking = liking + wishes[:, :hidden]
-        wish = nn.functional.pad(liking, (0, 1), value=1.0)
+        taste, wish = self.items(item_vectors, keep_own), self.wish(person, wishes)
         odds: Tensor = self.base + self.shopper_effect(person).squeeze(1)[page] + self.affinity_effect * rows.affinity
         odds = odds + (wish[page] * taste[item]).sum(1)
         if self._has_lines and rows.line is not None:
@@ -178,7 +169,7 @@ class Appeal(nn.Module):
             taste = torch.cat([self.line_taste(line_vectors), self.line_effect(line_vectors)], 1)
             liking = self.shopper_line_taste(person)
             if wishes is not None:
-                liking = liking + wishes[:, hidden:]
+                liking = liking + wishes[:, -liking.shape[1] :]
             wish = nn.functional.pad(liking, (0, 1), value=1.0)
             said = (wish[page] * taste[rows.line.clamp(min=0)]).sum(1)
             odds = odds + said.masked_fill(rows.line < 0, 0.0)
@@ -189,21 +180,31 @@ class Appeal(nn.Module):
             odds = odds + rows.ad * (self.ad_effect + self.shopper_ad_taste(person).squeeze(1)[page])
         return odds
 
-    def of_items(self, person: Tensor, item_vectors: Tensor, wishes: Tensor | None = None) -> Tensor:
-        """Return the log-odds of every item by itself, shape (P, n_items); arguments as in ``forward``."""
-        liking = self.shopper_taste(person)
+    def items(self, item_vectors: Tensor, keep_own: Tensor | None = None) -> Tensor:
+        """Return what ``wish`` is multiplied by of every item, shape (n_items, h + 1); arguments as in ``forward``."""
+        own_effect, own_taste = self.own_effect.weight, self.own_taste.weight
+        if keep_own is not None:
+            own_effect, own_taste = own_effect * keep_own[:, None], own_taste * keep_own[:, None]
+        # An effect rides along as one more entry of a taste vector that everybody multiplies by 1.
+        return torch.cat([self.item_taste(item_vectors) + own_taste, self.item_effect(item_vectors) + own_effect], 1)
+
+    def wish(self, person: Tensor, wishes: Tensor | None = None) -> Tensor:
+        """Return what ``items`` are multiplied by for each person, shape (P, h + 1); arguments as in ``forward``."""
+        liking: Tensor = self.shopper_taste(person)
         if wishes is not None:
             liking = liking + wishes[:, : liking.shape[1]]
-        taste = self.item_taste(item_vectors) + self.own_taste.weight
-        effect = (self.item_effect(item_vectors) + self.own_effect.weight).squeeze(1)
-        odds: Tensor = self.base + self.shopper_effect(person) + liking @ taste.T + effect
-        return odds
+        return nn.functional.pad(liking, (0, 1), value=1.0)
+
+    def level(self, person: Tensor) -> Tensor:
+        """Return the log-odds whatever the item, shape (P, 1); arguments as in ``forward``."""
+        level: Tensor = self.base + self.shopper_effect(person)
+        return level
 
     def tables(
         self, person: Tensor, item_vectors: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None
     ) -> Tables:
         """Return what everything that a page can hold does to the log-odds; arguments as in ``forward``."""
-        items = self.of_items(person, item_vectors, wishes)
+        items = self.level(person) + self.wish(person, wishes) @ self.items(item_vectors).T
         lines = offers = ads = None
         if self._has_lines and line_vectors is not None:
             liking = self.shopper_line_taste(person)

@@ -312,7 +312,8 @@ class BazaarWorld:
         converted = clicked & (torch.rand(conversion.shape, generator=generator, device=self.device) < conversion)
         probability = attraction * self.looked_at(attraction)
         state = self.after_page(state, decision, clicked, converted)
-        leave = torch.rand(n, generator=generator, device=self.device) < self.leave_probability(state)
+        ends = self.leave_probability(state)
+        leave = torch.rand(n, generator=generator, device=self.device) < ends
         leavers = leave.nonzero().squeeze(1)
         days = torch.zeros(n, device=self.device)
         days[leavers] = self._draw_days({name: value[leavers] for name, value in state.items()}, generator)
@@ -327,6 +328,7 @@ class BazaarWorld:
             leave=leave,
             days=days,
             return_probability=self.return_probability(state),
+            leave_probability=ends,
         )
         pause = torch.randint(20, 91, (n,), generator=generator, device=self.device)
         state = state | {"page": state["page"] + 1, "clock": state["clock"] + pause}

@@ -15,7 +15,7 @@ from hawker.shop.lines import Lines
 from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.calibration import calibrate
 from hawker.simulators.config import FitConfig
-from hawker.simulators.likelihood import Predicted, predict_rows
+from hawker.simulators.likelihood import Predicted, predict_rows, recall
 from hawker.simulators.memory import days_at_risk
 from hawker.simulators.rows import EncodedLog, Rows, encode_log
 from hawker.simulators.shopper import HEADS, IDENTITY, Ensemble, ShopperModel
@@ -23,6 +23,9 @@ from hawker.simulators.split import bootstrap_shoppers, later_rows
 from hawker.simulators.training import Member, Trainer, of_units, train_members, unit_batches
 
 Progress = Callable[[str], None]
+
+SOME = 1_000
+"""Shoppers who tell how far the log goes."""
 
 
 def fit_ensemble(
@@ -71,8 +74,21 @@ def fit_ensemble(
         progress(f"member {i + 1} of {config.members}: {told}")
         models.append(model.eval())
     late = torch.from_numpy(later_rows(impressions, config.calibration_share)[log.order]).to(device)
+    for model in models:
+        _keep_within(model, log)
     unseen = [member.left_out for member in members]
     return Ensemble(models, calibrate_ensemble(models, log, unseen, late)).to(device).eval()
+
+
+@torch.no_grad()
+def _keep_within(model: ShopperModel, log: EncodedLog) -> None:
+    """Tell a member's memory how far the log goes, by some of its shoppers."""
+    if model.memory is None or log.rows.time is None:
+        return
+    some = torch.linspace(0, len(log.shopper) - 1, min(len(log.shopper), SOME)).long().to(log.rows.item.device)
+    _, carried = recall(model, of_units(log.rows, some))
+    assert carried is not None
+    model.memory.keep_within(carried)
 
 
 @torch.no_grad()

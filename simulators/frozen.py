@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hawker.shop.decision import Decision
 from hawker.simulators.appeal import Appeal, InView
-from hawker.simulators.frozen_memory import FILLED, FrozenMemory, Read, two_layers
+from hawker.simulators.frozen_memory import FrozenMemory, Read, two_layers
 from hawker.simulators.frozen_pages import Carried, Page
 from hawker.simulators.memory import TOLD
 from hawker.simulators.shopper import ShopperModel
@@ -44,8 +44,7 @@ class FrozenModel:
     """One shopper model; its weights must not change any more.
 
     An item's row in the table is: taste and effect of purchases, effect and taste of clicks, its entries in the
-    memory, 1 for being there, two places to fill, log-odds by class of shoppers, worth. A line's row has no place
-    to fill and no worth. Row 0 is of nothing.
+    memory, worth. A line's row has no worth. Row 0 is of nothing.
     """
 
     def __init__(self, model: ShopperModel) -> None:
@@ -71,11 +70,8 @@ class FrozenModel:
         heads = [model.click] if model.conversion is None else [model.conversion, model.click]
         tastes = [_item_parts(head, model) for head in heads]
         blocks = [*tastes[0], *tastes[-1][::-1]] if len(heads) > 1 else [*tastes[0][::-1]]
-        one = torch.ones_like(blocks[0][:, :1])
         if model.memory is not None:
-            own = model.memory.item(model.item_vectors) + model.memory.own_item.weight
-            by_class = tastes[-1][0] @ model.memory.class_tastes[:, :hidden].T
-            blocks += [own, one, *[torch.zeros_like(one)] * (FILLED - 1), by_class]
+            blocks.append(model.memory.item(model.item_vectors) + model.memory.own_item.weight)
         if model.recorded.revenue:
             # The mean of a log-normal worth.
             spread = (2 * model.amount_spread).exp() / 2
@@ -89,11 +85,10 @@ class FrozenModel:
             blocks = [*parts[0], *parts[-1][::-1]] if len(heads) > 1 else [*parts[0][::-1]]
             if model.memory is not None:
                 assert model.memory.line is not None
-                by_class = parts[-1][0] @ model.memory.class_tastes[:, hidden:].T
-                blocks += [model.memory.line(model.line_vectors), by_class]
+                blocks.append(model.memory.line(model.line_vectors))
             self.lines = nn.functional.pad(torch.cat(blocks, 1), (0, 0, 1, 0)).contiguous()
         self.people = _People(model, self.buys, self.query)
-        self.in_view = None if model.in_view is None else FrozenView(model.in_view, items)
+        self.in_view = None if model.in_view is None else FrozenView(model.in_view, items, model.size)
 
     def page(self, shopper: Tensor, decision: Decision[Tensor], affinity: Tensor | None) -> Page:
         """Return decided pages in the form that this model and the others of its ensemble read.
@@ -148,12 +143,10 @@ class FrozenModel:
         examined = self.examined[:size] * page.shown
         worth = read = None
         if self.recorded.revenue:
-            worth = items[:, :, -1] * (self.amount[0] if page.offer is None else self.amount[page.offer])
+            worth = items[:, :, -1] * (self.amount[0] if page.tier is None else (page.tier @ self.amount)[:, None])
         if before is not None:
-            width = items.shape[2] - (1 if self.recorded.revenue else 0)
-            kept = items[:, :, self.kept : width]
             said = None if lines is None else lines[:, :, self.kept :]
-            read = Read(before, odds[:, :, 1], self.base, examined, kept, said, page)
+            read = Read(before, odds[:, :, 1].contiguous(), self.base, examined, items[:, :, self.kept :], said, page)
         return Liking(click.sigmoid().mul_(examined), purchase, worth, read)
 
 
@@ -237,16 +230,20 @@ class _People:
 class FrozenView:
     """What the rest of the page does to an item; see `hawker.simulators.appeal.InView`."""
 
-    def __init__(self, view: InView, items: int) -> None:
-        widths = torch.tensor(view._widths, device=view.vectors.device)
-        self.vectors = nn.functional.pad(view.vectors, (0, 0, 1, 0)).contiguous()
-        self.above, self.below = (weights.detach().repeat_interleave(widths) for weights in (view.above, view.below))
+    def __init__(self, view: InView, items: int, size: int) -> None:
+        self.vectors, self._widths = nn.functional.pad(view.vectors, (0, 0, 1, 0)).contiguous(), view._widths
+        above, below = view.above.detach(), view.below.detach()
+        # What the item in the second place does to the one in the first, by what they may share: (blocks, K, K).
+        every = torch.ones(size, size, device=self.vectors.device)
+        self._sides = above[:, None, None] * every.tril(-1) + below[:, None, None] * every.triu(1)
         self.pairs: Tensor | None = None
         self._laid: dict[int, tuple[Tensor, Tensor]] = {}
         if items <= PAIRS:
             # What the lower of two items does to the upper one, and the upper one to the lower: one number of 8 bytes,
             # since fetching is what takes the time.
-            both = [(self.vectors * weights) @ self.vectors.T for weights in (self.below, self.above)]
+            widths = torch.tensor(view._widths, device=every.device)
+            weights = (part.repeat_interleave(widths) for part in (below, above))
+            both = [(self.vectors * part) @ self.vectors.T for part in weights]
             self.pairs = torch.stack(both, 2).view(torch.float64).reshape(-1)
 
     def pair(self, at: Tensor) -> Tensor | None:
@@ -254,16 +251,18 @@ class FrozenView:
         size = at.shape[1]
         if self.pairs is None:
             return None
-        # Integers below 2**53 are exact in float64, and a product takes less time than two indexed look-ups.
-        return (at.to(torch.float64) @ self._lay(size)[0]).long()
+        # Integers below 2**24 are exact in float32, and a product takes less time than two indexed look-ups.
+        return (at.to(torch.float32) @ self._lay(size)[0]).int()
 
     def __call__(self, page: Page) -> Tensor:
         """Return the effect on the log-odds, shape (n, K)."""
         n, size = page.at.shape
         if self.pairs is None or page.pair is None:
             own = self.vectors.index_select(0, page.at.reshape(-1)).reshape(n, size, self.vectors.shape[1])
-            above, below = ((own * weights) @ own.transpose(1, 2) for weights in (self.above, self.below))
-            return above.tril_(-1).add_(below.triu_(1)).sum(2)
+            effect = own.new_zeros(n, size, size)
+            for part, side in zip(own.split(self._widths, 2), self._sides[:, :size, :size], strict=True):
+                effect.addcmul_(part @ part.transpose(1, 2), side)
+            return effect.sum(2)
         share = self._lay(size)[1]
         return self.pairs.index_select(0, page.pair.reshape(-1)).view(torch.float32).reshape(n, len(share)) @ share
 
@@ -273,7 +272,7 @@ class FrozenView:
             return self._laid[size]
         upper, lower = torch.triu_indices(size, size, 1, device=self.vectors.device)
         count = torch.arange(len(upper), device=upper.device)
-        pair = torch.zeros(size, len(upper), device=upper.device, dtype=torch.float64)
+        pair = torch.zeros(size, len(upper), device=upper.device)
         pair[upper, count], pair[lower, count] = float(len(self.vectors)), 1.0
         share = torch.zeros(len(upper), 2, size, device=upper.device)
         share[count, 0, upper], share[count, 1, lower] = 1.0, 1.0

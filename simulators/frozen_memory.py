@@ -9,14 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hawker.simulators.frozen_pages import Came, Carried, Page
-from hawker.simulators.memory import CLASSES, COUNTS, MOODS
+from hawker.simulators.memory import CLASSES, COUNTS, MOODS, Memory
 from hawker.simulators.shopper import ShopperModel
 
 Weights: TypeAlias = tuple[Tensor, Tensor]
 """Of a linear layer, transposed, and its biases."""
-
-FILLED = 3
-"""Columns after an item's entries in the memory: 1 for being there, and two that are filled page by page."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +21,13 @@ class Before:
     """What n shoppers of one member bring to a page, as its heads see it.
 
     Attributes:
-        unit: Of the recurrent unit, shape (n, width).
-        sums: Surprises, classes and moods, shape (n, sums).
+        memory: Of the recurrent unit, then surprises, classes and moods, shape (n, H).
         told: What the heads see, shape (n, TOLD).
         wishes: Changes of tastes, shape (n, wishes).
         carried: What this was made from.
     """
 
-    unit: Tensor
-    sums: Tensor
+    memory: Tensor
     told: Tensor
     wishes: Tensor
     carried: Carried
@@ -46,8 +41,8 @@ class Read:
         before: What its shoppers brought.
         anybody: Log-odds that anybody with their features clicks, shape (n, K), ``base`` their constant.
         examined: P(examined), 0 in an empty slot, shape (n, K).
-        items: Tastes, entries, ``FILLED`` columns and log-odds by class of the items, shape (n, K, width); written to.
-        lines: Tastes, entries and log-odds by class of the lines, shape (n, K, width), or None.
+        items: Tastes and entries of the items, shape (n, K, width).
+        lines: Tastes and entries of the lines, shape (n, K, width), or None.
         page: The page.
     """
 
@@ -70,25 +65,47 @@ class FrozenMemory:
         self.hidden, self.rank, self.wishes = memory.hidden - COUNTS, memory.rank, memory.wishes
         self.has_lines = memory.lines
         self.tastes = self.wishes // 2 if memory.lines else self.wishes
-        self.start = _linear(torch.cat([memory.starts.weight, memory.classes.weight]), memory.starts, memory.classes)
+        self.start = self._start(memory)
         self.gain, self.wane, self.class_tastes = memory.gain, memory.wane.exp(), memory.class_tastes
         self.fade_page, self.fade_day = -memory.fade_page.exp(), -memory.fade_day.exp()
-        self.one = memory.gain.new_ones(1)
+        self.range = memory.lowest, memory.highest
+        self.one, self.ones = memory.gain.new_ones(1), memory.gain.new_ones(len(memory.look))
         self.look = memory.look.sigmoid() / 4
         first, last = two_layers(memory.tell)
-        self.tell = (self._unscaled(first.weight), first.bias), (last.weight.T.contiguous(), last.bias)
+        self.tell = (self._reads(first.weight), first.bias), _after_elu(last.weight, last.bias)
         read = nn.functional.pad(memory.mood.weight, (0, memory.read.in_features - memory.mood.in_features))
         self.read = _linear(torch.cat([memory.read.weight, read]), memory.read, memory.mood)
         gru: Any = memory.gru
-        self.inward: Weights = (gru.weight_ih_l0.T.contiguous(), gru.bias_ih_l0)
+        self.inward = _after_elu(gru.weight_ih_l0, gru.bias_ih_l0)
         self.onward: Weights = (gru.weight_hh_l0.T.contiguous(), gru.bias_hh_l0)
         self.ends = self._ends(model, memory.readable_width)
 
-    def _unscaled(self, weight: Tensor) -> Tensor:
-        """Return weights of the readable form, transposed, for surprises that are not divided by 4."""
-        weight = weight.clone()
-        weight[:, self.width : self.width + self.surprises] /= 4.0
-        return weight.T.contiguous()
+    def _start(self, memory: Memory) -> Weights:
+        """Return what makes of features all that new shoppers begin with, before the unit's tanh."""
+        width = [self.width, self.surprises, CLASSES, MOODS]
+        weight = memory.starts.weight.new_zeros(self.hidden, memory.starts.in_features)
+        bias = weight.new_zeros(self.hidden)
+        for layer, place in ((memory.starts, 0), (memory.classes, 2)):
+            weight.split(width)[place].copy_(layer.weight)
+            bias.split(width)[place].copy_(layer.bias)
+        return weight.T.contiguous(), bias
+
+    def _reads(self, weight: Tensor) -> Tensor:
+        """Return weights of the readable form, transposed, for the form of ``_readable``."""
+        width = [self.width, self.surprises, self.surprises, CLASSES, MOODS]
+        unit, surprises, means, shares, moods, rest = weight.split([*width, weight.shape[1] - sum(width)], 1)
+        rows = torch.cat([unit, surprises / 4.0, torch.zeros_like(shares), moods, means, shares, rest], 1)
+        return rows.T.contiguous()
+
+    def _readable(self, memory: Tensor, shares: Tensor, share: Tensor) -> list[Tensor]:
+        """Return the blocks that layers read of what is remembered (n, H), ``totals`` left out.
+
+        Args:
+            memory: What is remembered.
+            shares: Of the classes, shape (n, CLASSES).
+            share: What the mean surprise is of their sum, shape (n, 1).
+        """
+        return [memory, memory[:, self.width : self.width + self.surprises] * share, shares]
 
     def _ends(self, model: ShopperModel, readable: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return one network of two layers for leaving and coming back, which read the same.
@@ -109,23 +126,21 @@ class FrozenMemory:
             straight.append(torch.cat([weight, bias[:, None]], 1))
             outer.append(last.weight.T)
         rows, hidden = torch.cat([*inner, *straight]), sum(len(block) for block in inner)
-        return self._unscaled(rows[:, :-1]), rows[:, -1].contiguous(), torch.block_diag(*outer), hidden
+        return self._reads(rows[:, :-1]), rows[:, -1].contiguous(), torch.block_diag(*outer), hidden
 
     def before(self, scaled: Tensor, carried: Carried) -> Before:
         """Return what shoppers bring to a page; who has seen none yet begins with what their features say."""
-        parts = [self.width, self.surprises, CLASSES, MOODS]
-        unit, surprises, classes, moods = carried.memory[:, : self.hidden].split(parts, 1)
         begin = torch.addmm(self.start[1], scaled, self.start[0])
-        new = carried.counts[:, 2:] == 0
-        unit = torch.where(new, begin[:, : self.width].tanh(), unit)
-        classes = torch.where(new, begin[:, self.width :], classes)
+        begin[:, : self.width].tanh_()
+        memory = torch.addcmul(carried.memory[:, : self.hidden], begin, carried.new)  # zeros before the first page
+        _, surprises, classes, _ = memory.split([self.width, self.surprises, CLASSES, MOODS], 1)
         shares = _shares(classes)
-        readable = [unit, surprises, surprises * carried.share, shares, moods, carried.totals, carried.clock]
+        readable = [*self._readable(memory, shares, carried.share), carried.totals, carried.clock]
         (inner, bias), (outer, last) = self.tell
-        told = torch.addmm(last, _elu(torch.addmm(bias, torch.cat(readable, 1), inner)), outer)
+        told = torch.addmm(last, _elu_and_1(torch.addmm(bias, torch.cat(readable, 1), inner)), outer)
         wishes = surprises[:, : self.wishes] / torch.addcmul(self.one, carried.counts[:, 2:], self.wane)
         wishes = wishes.mul_(self.gain).addmm_(shares, self.class_tastes)
-        return Before(unit, torch.cat([surprises, classes, moods], 1), told, wishes, carried)
+        return Before(memory, told, wishes, carried)
 
     def after(self, read: Read, came: Came) -> tuple[Tensor, Tensor]:
         """Return what is carried on from a page, and what comes next.
@@ -138,40 +153,50 @@ class FrozenMemory:
             The memory, counts left out, (n, H); the log-odds that the visit ends and, where returns are known, those
             of coming back on a day of each interval, if not before, (n, 1 + intervals).
         """
-        before, items, h = read.before, read.items, self.tastes
-        carried, entries = before.carried, h + self.rank
-        excess = items[:, :, entries + 1]
-        torch.sub(read.anybody, read.base, out=excess)
-        torch.tanh(excess, out=items[:, :, entries + 2])
+        before, carried, entries = read.before, read.before.carried, self.tastes + self.rank
         surprise = torch.addcmul(came.clicked, read.anybody.sigmoid(), read.examined, value=-1.0)
         look = read.page.shown * self.look[: surprise.shape[1]]
         how = torch.stack([surprise, came.clicked, came.converted, look], 1)
-        seen = torch.bmm(how, items[:, :, : entries + FILLED])
-        likely = items[:, :, entries + FILLED :] + read.anybody[:, :, None]
-        said = None
-        if read.lines is not None:
-            likely += read.lines[:, :, entries:]
-            said = torch.bmm(how, read.lines[:, :, :entries])
-        likely = likely.sigmoid_().mul_(read.examined[:, :, None])
-        # A click's probability, or of none where there was none; 1 in an empty slot.
-        likely = likely.sub_((1.0 - came.clicked)[:, :, None]).abs_().clamp_(min=1e-6).log_().sum(1)
-        likely -= likely.mean(1, keepdim=True)
-        met = self._met(read, seen, said, likely, came)
+        seen = torch.bmm(how, read.items[:, :, :entries])
+        said = None if read.lines is None else torch.bmm(how, read.lines[:, :, :entries])
+        excess = read.anybody - read.base
+        liked = torch.bmm(how[:, 1:3], torch.stack([excess, excess.tanh()], 2)).flatten(1)
+        met = self._met(read, seen, said, how.sum(2), self._likely(read, came), liked, came)
         weight, bias = self.read
         found = torch.addmm(bias, torch.cat([*met, carried.clock], 1), weight)
-        unit = self._gru(_elu(found[:, : 2 * self.width]), before.unit)
+        unit, sums = before.memory.split([self.width, self.sums], 1)
+        unit = self._gru(_elu_and_1(found[:, : 2 * self.width]), unit)
         kept = torch.addcmul(self.fade_page, carried.gap, self.fade_day).exp_()
         fresh = [*met[: 4 if self.has_lines else 3], found[:, 2 * self.width :]]
-        sums = torch.cat(fresh, 1).addcmul_(before.sums, kept)
-        surprises, classes, moods = sums.split([self.surprises, CLASSES, MOODS], 1)
-        readable = [unit, surprises, surprises * came.share, _shares(classes), moods, came.totals]
-        readable.append(carried.clock[:, -1:])  # the page's number
+        sums = torch.cat(fresh, 1).addcmul_(sums, kept).clamp_(*self.range)
+        memory = torch.cat([unit, sums], 1)
+        shares = _shares(sums[:, self.surprises : self.surprises + CLASSES])
+        number = carried.clock[:, -1:]  # of the page
+        readable = [*self._readable(memory, shares, came.share), came.totals, number]
         inner, biases, outer, hidden = self.ends
         ends = torch.addmm(biases, torch.cat(readable, 1), inner)
         odds = torch.mm(ends[:, :hidden].tanh(), outer).add_(ends[:, hidden:])
-        return torch.cat([unit, sums], 1), odds
+        return memory, odds
 
-    def _met(self, read: Read, seen: Tensor, said: Tensor | None, likely: Tensor, came: Came) -> list[Tensor]:
+    def _likely(self, read: Read, came: Came) -> Tensor:
+        """Return the log-likelihood of the clicks in each class, less their mean, shape (n, CLASSES)."""
+        n, size = read.anybody.shape
+        # Classes come first here: what is done to all of them alike runs along the items.
+        tastes = self.class_tastes[:, : self.tastes]
+        odds = torch.addmm(read.anybody.reshape(1, -1), tastes, read.items[:, :, : self.tastes].flatten(0, 1).T)
+        if read.lines is not None:
+            odds.addmm_(self.class_tastes[:, self.tastes :], read.lines[:, :, : self.tastes].flatten(0, 1).T)
+        # A click's probability, or of none where there was none; 1 in an empty slot.
+        none = 1.0 - came.clicked
+        likely = odds.sigmoid_().mul_(read.examined.reshape(1, -1)).sub_(none.reshape(1, -1)).abs_()
+        # A product with ones takes half as long as a sum.
+        total = torch.mv(likely.clamp_(min=1e-6).log_().reshape(CLASSES * n, size), self.ones[:size])
+        total = total.reshape(CLASSES, n)
+        return (total - total.mean(0)).T
+
+    def _met(
+        self, read: Read, seen: Tensor, said: Tensor | None, how: Tensor, likely: Tensor, liked: Tensor, came: Came
+    ) -> list[Tensor]:
         """Return the blocks of what the unit reads, in the order of ``ShopperModel.summary`` and ``Memory._met``."""
         h, entries, wishes = self.tastes, self.tastes + self.rank, read.before.wishes
         alike = [torch.bmm(seen[:, 1:3, :h], wishes[:, :h, None]).squeeze(2)]
@@ -185,10 +210,8 @@ class FrozenMemory:
             words = [said[:, 3, h:], spoken, spoken if tier is None else spoken * tier[:, :1]]
             more = torch.bmm(said[:, 1:3, :h], wishes[:, h:, None]).squeeze(2)
             alike = [alike[0][:, :1], more[:, :1], alike[0][:, 1:], more[:, 1:]]
-        liked = seen[:, 1:3, entries + 1 : entries + 3].flatten(1)
         entered = [seen[:, 3, h:entries], seen[:, 1:3, h:entries].flatten(1)]
-        surprise, look = seen[:, 0, entries : entries + 1], seen[:, 3, entries : entries + 1]
-        return [*blocks, surprise, likely, *entered, *words, look, came.sums, liked, *alike]
+        return [*blocks, how[:, :1], likely, *entered, *words, how[:, 3:], came.sums, liked, *alike]
 
     def _gru(self, moved: Tensor, unit: Tensor) -> Tensor:
         here = torch.addmm(self.inward[1], moved, self.inward[0])
@@ -204,9 +227,14 @@ def _linear(weight: Tensor, *layers: nn.Linear) -> tuple[Tensor, Tensor]:
     return weight.T.contiguous(), torch.cat([layer.bias for layer in layers])
 
 
-def _elu(values: Tensor) -> Tensor:
-    """Return the exponential linear unit; torch's own takes several times as long on a CPU."""
-    return values.clamp(max=0.0).exp_().sub_(1.0).add_(values.clamp(min=0.0))
+def _after_elu(weight: Tensor, bias: Tensor) -> Weights:
+    """Return weights, transposed, and biases of a layer that reads ``_elu_and_1``."""
+    return weight.T.contiguous(), bias - weight.sum(1)
+
+
+def _elu_and_1(values: Tensor) -> Tensor:
+    """Return the exponential linear unit, plus 1; torch's own unit takes several times as long on a CPU."""
+    return values.clamp(max=0.0).exp_().add_(values.clamp(min=0.0))
 
 
 def _shares(classes: Tensor) -> Tensor:

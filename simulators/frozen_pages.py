@@ -52,6 +52,7 @@ class Carried:
         counts: Visits, days and pages, shape (n, 3).
         totals: The counts as the memory's readable form has them, shape (n, 3).
         share: What the mean surprise is of their sum, shape (n, 1).
+        new: 1 before the first page, else 0, shape (n, 1).
         gap: Days since the page before, shape (n, 1).
         clock: As features, with the page's number in its visit, shape (n, CLOCK).
     """
@@ -60,13 +61,15 @@ class Carried:
     counts: Tensor
     totals: Tensor
     share: Tensor
+    new: Tensor
     gap: Tensor
     clock: Tensor
 
     @classmethod
     def read(cls, memory: Tensor, counts: Tensor, gap: Tensor, number: Tensor) -> Carried:
         """Return what is carried, from ``memory`` and ``counts`` as above, ``gap`` (n,) and ``number`` (n,)."""
-        return cls(memory, counts, *readable_counts(counts), gap[:, None], clock_of(gap, number))
+        new = (counts[:, 2:] == 0).to(counts.dtype)
+        return cls(memory, counts, *readable_counts(counts), new, gap[:, None], clock_of(gap, number))
 
     def of(self, some: slice | Tensor) -> Carried:
         """Return what some of the shoppers bring."""

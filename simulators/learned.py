@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,7 +20,7 @@ from hawker.simulators.memory import COUNTS, EDGES
 from hawker.simulators.pages import affinity_of
 from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.support import Support
-from hawker.simulators.world import Shoppers
+from hawker.simulators.world import Shoppers, merged
 
 NEVER = 365.0
 """Days after which a shopper who has not come back is gone."""
@@ -30,14 +31,14 @@ WEEK = 8
 FEW = 64
 """Shoppers below which a batch is too small to be dealt out by place."""
 
-CHUNK = 410
-"""Shoppers of one member who are answered at a time on a CPU: what is computed of them stays in its cache."""
+CHUNK = 820
+"""Shoppers of one member who are answered at a time on a CPU, at most: what is computed of them stays in its cache."""
 
 LOWEST, HIGHEST = math.log(1e-7), math.log(1e6)
 """Log-odds that are calibrated, from and to."""
 
 Place = slice | Tensor
-"""Which shoppers of a batch: every m-th from some place on, or those of these numbers."""
+"""Which shoppers of a block: those of a span, or those of these numbers."""
 
 
 class LearnedWorld:
@@ -48,9 +49,12 @@ class LearnedWorld:
     they know no returns, a shopper is gone after the visit. An offer above the tiers that the logs know counts as the
     largest of them. The ensemble's weights must not change any more: what depends on them alone is computed once.
 
-    With ``support`` every page comes with its doubts: what the member after the shopper's own expects, which reads the
-    same history with a memory of its own, and how much of the page the log says nothing of. One second opinion at a
-    time differs from the first as far as any two members do, on average, at a fraction of the cost of asking them all.
+    A visit ends at the latest with as many pages as the longest one of the log had: what comes after is unknown, and a
+    strategy that found a way to keep shoppers for good would be paid for it.
+
+    With ``doubts`` every page comes with what the member after the shopper's own expects, which reads the same history
+    with a memory of its own, and with how much of the page the log says nothing of. One second opinion at a time differs
+    from the first as far as any two members do, on average, at a fraction of the cost of asking them all.
 
     Attributes:
         models: The members, as they answer.
@@ -65,6 +69,7 @@ class LearnedWorld:
         size: int,
         lines: tuple[str, ...] = (),
         support: Support | None = None,
+        doubts: bool = False,
     ) -> None:
         """Set up the world.
 
@@ -74,15 +79,18 @@ class LearnedWorld:
             arrivals: Contexts to draw arriving shoppers from.
             size: Slots of a page, K.
             lines: The bank of lines.
-            support: What the log shows how often; None tells no doubts.
+            support: What the log shows how often.
+            doubts: Whether pages come with their doubts; needs ``support``.
         """
         self.builder, self.size, self.device, self.lines = builder, size, arrivals.shopper.device, lines
         self.choices = arrivals.candidates.shape[1]
         self.ensemble = ensemble.requires_grad_(False).eval()
         self.offers, self.bids = ensemble.models[0].recorded.offers, _bids(builder).to(self.device)
         self.models = [FrozenModel(model) for model in ensemble.models]
-        self._seconds, self.support = [*self.models[1:], self.models[0]], support
+        self._seconds, self.support = [*self.models[1:], self.models[0]], support if doubts else None
+        self._longest = math.inf if support is None else float(support.visit)
         self._hidden = max(0 if model.memory is None else model.memory.hidden for model in self.models)
+        self._nothing = torch.zeros((), device=self.device)
         self._logged, self._arrivals = len(arrivals.shopper), arrivals.map(_once)
         self._knows_affinity = bool(arrivals.affinity.any())
         # A new visit has new candidates where the log tells which a visit had, unless affinities belong to them.
@@ -98,7 +106,7 @@ class LearnedWorld:
         widths = {"memory": (n, self._hidden), "counts": (n, COUNTS), "gap": (n,), "number": (n,)}
         if self.support is not None:
             widths["second"] = (n, self._hidden)
-        state = {name: torch.zeros(shape, device=self.device) for name, shape in widths.items()}
+        state = {name: self._nothing.expand(shape) for name, shape in widths.items()}
         return self._shoppers(context, state, generator)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -109,17 +117,15 @@ class LearnedWorld:
         n, members = len(context.shopper), len(self.models)
         place = torch.arange(n, device=self.device)
         if n >= FEW:
-            return Shoppers(context, place % members, state, placed=True)
+            block = self._block(n)
+            return Shoppers(context, place % block * members // block, state, placed=True)
         # Places of a small batch would leave out members for good.
         start = torch.randint(members, (1,), generator=generator, device=self.device)
         return Shoppers(context, (place + start) % members, state)
 
-    def _members(self, shoppers: Shoppers) -> list[Place]:
-        """Return each member's own shoppers."""
-        members = len(self.models)
-        if shoppers.placed:
-            return [slice(i, None, members) for i in range(members)]
-        return [(shoppers.member == i).nonzero().squeeze(1) for i in range(members)]
+    def _block(self, n: int) -> int:
+        """Return how many of n shoppers are answered at a time: on a CPU, what is computed of them fits its cache."""
+        return n if self.device.type != "cpu" else -(-n // -(-n // (CHUNK * len(self.models))))
 
     def click_probabilities(self, context: Context[Tensor], slate: Tensor) -> Tensor:
         """Return what each member expects of a slate of catalog indices (N, K) at the first page of a first visit.
@@ -135,11 +141,12 @@ class LearnedWorld:
     ) -> tuple[Shoppers, Outcome[Tensor]]:
         """Draw what comes of one page from each shopper's own member."""
         n, size = decision.slate.shape
-        draws = torch.rand(4, n, size, generator=generator, device=self.device)
+        # Of each shopper: clicks and purchases by item, leaving, coming back.
+        draws = torch.rand(n, 2 * size + 2, generator=generator, device=self.device)
         answer = self._empty(n, size)
         with torch.inference_mode():
             for block, places in self.blocks(shoppers):
-                self._answer(block, places, shoppers, decision, draws[:, block], answer)
+                self._answer(block, places, shoppers, decision, draws[block], answer)
         outcome = Outcome(
             clicked=answer["clicked"],
             click_probability=answer["click_probability"],
@@ -160,7 +167,8 @@ class LearnedWorld:
         back = answer.get("return_probability")
         if self.support is not None:
             stays["second"] = answer["second.memory"]
-        outcome = replace(outcome, gone=leave & days.isinf(), leave=leave, days=days, return_probability=back)
+        chances: Any = {"leave_probability": answer["leave_probability"], "return_probability": back}
+        outcome = replace(outcome, gone=leave & days.isinf(), leave=leave, days=days, **chances)
         outcome = self._doubted(outcome, answer, decision)
         context = self._retrieved(shoppers.context, leave, generator) if self._retrieves else shoppers.context
         return replace(shoppers, context=context, state=stays), outcome
@@ -171,7 +179,7 @@ class LearnedWorld:
         """Return an outcome with the second opinion and what the log does not support, where doubts are told."""
         if self.support is None:
             return outcome
-        heads = ("click_probability", "conversion_probability", "return_probability")
+        heads = ("click_probability", "conversion_probability")
         second: Any = {name: answer[f"second.{name}"] for name in heads if f"second.{name}" in answer}
         return replace(outcome, second=replace(outcome, **second), unsupported=self.support.missing(decision))
 
@@ -187,20 +195,24 @@ class LearnedWorld:
             answer["memory"] = torch.zeros(n, self._hidden, device=self.device)
             answer["counts"] = torch.empty(n, COUNTS, device=self.device)
             answer["leave"] = torch.empty(n, dtype=torch.bool, device=self.device)
-            answer["days"] = torch.empty(n, device=self.device)
+            answer["leave_probability"], answer["days"] = torch.empty(2, n, device=self.device)
             if first.returns:
                 answer["return_probability"] = torch.empty(n, device=self.device)
         if self.support is not None:
-            heads = ("click_probability", "conversion_probability", "return_probability", "memory")
+            heads = ("click_probability", "conversion_probability", "memory")
             answer |= {f"second.{name}": torch.zeros_like(answer[name]) for name in heads if name in answer}
         return answer
 
     def blocks(self, shoppers: Shoppers) -> list[tuple[slice, list[Place]]]:
         """Return blocks of shoppers that are answered at a time, and in each the members' own."""
-        places, n, block = self._members(shoppers), len(shoppers.member), CHUNK * len(self.models)
-        if self.device.type != "cpu" or not shoppers.placed:
-            return [(slice(0, n), places)]
-        return [(slice(start, min(start + block, n)), places) for start in range(0, n, block)]
+        n, members = len(shoppers.member), len(self.models)
+        if not shoppers.placed:
+            return [(slice(0, n), [(shoppers.member == i).nonzero().squeeze(1) for i in range(members)])]
+        # A member's own lie together in a block, and so are read faster.
+        size = self._block(n)
+        edges = [-(-size * i // members) for i in range(members + 1)]
+        places: list[Place] = list(itertools.starmap(slice, itertools.pairwise(edges)))
+        return [(slice(start, min(start + size, n)), places) for start in range(0, n, size)]
 
     def _answer(
         self,
@@ -211,7 +223,7 @@ class LearnedWorld:
         draws: Tensor,
         answer: dict[str, Tensor],
     ) -> None:
-        """Answer the pages of a block of shoppers; ``draws`` are uniform, shape (4, n, K)."""
+        """Answer the pages of a block of shoppers; ``draws`` are uniform, see ``respond``, shape (n, 2 K + 2)."""
         calibration, first = self.ensemble.calibration, self.models[0]
         context = shoppers.context.map(lambda array: array[block])
         ad, offer, copy = (
@@ -227,12 +239,13 @@ class LearnedWorld:
             carried = Carried.read(*state)
         likings = _likings(self.models, places, page, carried)
         click = torch.mul(calibrated(likings.click, calibration[0]), page.shown, out=answer["click_probability"])
-        clicked = answer["clicked"].copy_(draws[0] < click)
+        size = page.shown.shape[1]
+        clicked = answer["clicked"].copy_(draws[:, :size] < click)
         converted, revenue = torch.zeros_like(clicked), None
         if "converted" in answer:
             odds = _calibrated_odds(likings.purchase, calibration[1])
             bought = torch.mul(odds, page.shown, out=answer["conversion_probability"])
-            converted = torch.mul(clicked, draws[1] < bought, out=answer["converted"])
+            converted = torch.mul(clicked, draws[:, size : 2 * size] < bought, out=answer["converted"])
         if "revenue" in answer:
             revenue = torch.mul(converted, likings.worth, out=answer["revenue"])
         came = None
@@ -245,12 +258,14 @@ class LearnedWorld:
             return
         answer["counts"].copy_(came.counts)
         odds = self._carry_on(self.models, places, likings.reads, came, answer["memory"])
-        leave = torch.lt(draws[2, :, 0], _calibrated_odds(odds[:, 0], calibration[2]), out=answer["leave"])
+        ends = _calibrated_odds(odds[:, 0], calibration[2])
+        ends.masked_fill_(shoppers.state["number"][block] + 1 >= self._longest, 1.0)
+        leave = torch.lt(draws[:, -2], answer["leave_probability"].copy_(ends), out=answer["leave"])
         days = torch.full_like(answer["days"], torch.inf)
         if first.recorded.returns:
             rate, before = _survival(_calibrated_odds(odds[:, 1:], calibration[3]))
             answer["return_probability"].copy_(-torch.expm1(before[:, WEEK]))
-            days = _days(rate, before, draws[3, :, 0])
+            days = _days(rate, before, draws[:, -1])
         answer["days"].copy_(torch.where(leave, days, 0.0))
 
     def _answer_second(
@@ -263,12 +278,8 @@ class LearnedWorld:
         if "converted" in answer:
             bought = _calibrated_odds(likings.purchase, calibration[1])
             torch.mul(bought, page.shown, out=answer["second.conversion_probability"])
-        if came is None:
-            return
-        odds = self._carry_on(self._seconds, places, likings.reads, came, answer["second.memory"])
-        if self.models[0].recorded.returns:
-            _, before = _survival(_calibrated_odds(odds[:, 1:], calibration[3]))
-            answer["second.return_probability"].copy_(-torch.expm1(before[:, WEEK]))
+        if came is not None:
+            self._carry_on(self._seconds, places, likings.reads, came, answer["second.memory"])
 
     def _carry_on(
         self, models: list[FrozenModel], places: list[Place], reads: list[Read | None], came: Came, memory: Tensor
@@ -288,8 +299,8 @@ class LearnedWorld:
         candidates, mask = _rows(self._arrivals.candidates, row), _rows(self._arrivals.mask, row)
         return replace(
             context,
-            candidates=torch.where(leave[:, None], candidates, context.candidates),
-            mask=torch.where(leave[:, None], mask, context.mask),
+            candidates=merged(leave, context.candidates, candidates),
+            mask=merged(leave, context.mask, mask),
         )
 
 

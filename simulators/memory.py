@@ -31,8 +31,13 @@ class Memory(nn.Module):
 
     Attributes:
         hidden: Entries of what is carried, H.
+        lowest, highest: Range of the sums over the log, shape (sums,). A simulated shopper's do not leave it: what they
+            would do there nobody has seen, and a shopper who likes what they see feeds their own sums.
         readable_width: Entries of its readable form, R.
     """
+
+    lowest: Tensor
+    highest: Tensor
 
     def __init__(
         self, builder: ContextBuilder, line_width: int, offers: int, size: int, width: int, surprises: int
@@ -64,6 +69,14 @@ class Memory(nn.Module):
         self.tell = nn.Sequential(Linear(self.readable_width + CLOCK, 32), nn.ELU(), Linear(32, TOLD))
         self.gain = nn.Parameter(torch.full((self.wishes,), 2.0))
         self.wane = nn.Parameter(torch.full((self.wishes,), -2.5))
+        self.register_buffer("lowest", torch.full((self.sums,), -torch.inf))
+        self.register_buffer("highest", torch.full((self.sums,), torch.inf))
+
+    def keep_within(self, carried: Tensor) -> None:
+        """Take the range of the sums from what was carried over a log (P, H): all but the rarest at either end."""
+        sums = carried[:, self.width : self.width + self.sums].sort(0).values
+        rarest = int(len(sums) * RAREST)
+        self.lowest, self.highest = sums[rarest].clone(), sums[-1 - rarest].clone()
 
     def start(self, shopper: Tensor) -> Tensor:
         """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""
@@ -129,6 +142,7 @@ class Memory(nn.Module):
         read = nn.functional.elu(self.read(torch.cat([met, clock_of(gap, number)], 1)))
         unit = self.gru(read[:, None], unit[None].contiguous())[0][:, 0]
         sums = sums * self._fading(gap).exp() + torch.cat([self._surprises(summary), self.mood(met)], 1)
+        sums = sums.clamp(self.lowest, self.highest)
         return torch.cat([unit, sums, counts + _count(gap, number)], 1)
 
     def _surprises(self, summary: Tensor) -> Tensor:
@@ -192,6 +206,9 @@ class Memory(nn.Module):
         carried = torch.cat([unit, surprises, moods, counts], 2)
         return self.before(before(carried, begin), clock), carried.reshape(n * longest, -1)[place]
 
+
+RAREST = 0.005
+"""Share of pages beyond either end of the range that simulated shoppers keep to."""
 
 TOLD = 12
 """Entries of what the heads see: fewer than are carried, so that a head cannot learn histories by heart."""

@@ -69,7 +69,7 @@ class ReadWorld:
             raise ValueError("the reader's bank holds a line that the world does not know")
         self._line = torch.tensor([*(number[text] for text in self.lines), EMPTY], device=world.device)
         self.model, self._memory = model.requires_grad_(False).eval(), model.memory
-        self.calibration, self._reward = ensemble.calibration, reward
+        self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + self._memory.wishes
         self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK
         self.builder = ContextBuilder(_with_history(builder.shopper, self._history), builder.catalog)
@@ -120,8 +120,7 @@ class ReadWorld:
         readable = memory.readable(own["memory"])[:, -CLASSES - MOODS - COUNTS :]
         numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
         shopper = torch.cat([numbers, told, readable, clock, categories], 1)
-        worth = self._worth(torch.cat([model.scaled(features), told], 1))
-        affinity = worth.gather(1, context.candidates.long())
+        affinity = self._worth(torch.cat([model.scaled(features), told], 1), context.candidates)
         kept = own | {"shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
         return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)
@@ -135,9 +134,13 @@ class ReadWorld:
         features = torch.cat([shopper[:, :start], shopper[:, end:]], 1)
         return torch.cat([self.model.scaled(features), shopper[:, start : start + self._told]], 1)
 
-    def _worth(self, person: Tensor) -> Tensor:
-        """Return the logarithm of what every item is worth at once to each shopper, shape (N, n_items)."""
-        click, purchase = self.model.item_odds(person)
+    def affinity(self, shopper: Tensor, candidates: Tensor) -> Tensor:
+        """Return what other candidates (B, C) are worth to shoppers, as ``person`` takes them, shape (B, C)."""
+        return self._worth(self.person(shopper), candidates)
+
+    def _worth(self, person: Tensor, candidates: Tensor) -> Tensor:
+        """Return the logarithm of what candidates (N, C) are worth at once to each shopper, shape (N, C)."""
+        click, purchase = self.model.item_odds(person, self._items[candidates.long()])
         value = calibrated(click.sigmoid(), self.calibration[0])
         worth = torch.full_like(value, self._reward.click)
         if purchase is not None:

@@ -143,13 +143,30 @@ class ShopperModel(nn.Module):
         bought: Tensor = found + self.match[0] * liked + self.match[1] * rest
         return bought
 
-    def item_odds(self, person: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the ``items`` of ``tables`` alone, both (P, n_items)."""
+    def wish(self, person: Tensor) -> Tensor:
+        """Return what each shopper likes, for products with ``click.items``, shape (P, h + 1); see ``item_odds``."""
         person, wishes = self._apart(person)
-        liked = self.click.of_items(person, self.item_vectors, wishes)
+        return self.click.wish(person, wishes)
+
+    def item_parts(self) -> Tensor:
+        """Return what ``item_odds`` needs of every item, shape (n_items, parts)."""
+        heads = [head for head in (self.click, self.conversion) if head is not None]
+        return torch.cat([head.items(self.item_vectors) for head in heads], 1)
+
+    def item_odds(self, person: Tensor, parts: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the ``items`` of ``tables`` for some items alone, both (P, C).
+
+        Args:
+            person: What ``person`` returned, shape (P, D + H).
+            parts: Rows of ``item_parts``, of the items asked about, shape (P, C, parts).
+        """
+        wish = self.wish(person)
+        person, width = self._apart(person)[0], wish.shape[1]
+        liked = self.click.level(person) + torch.bmm(parts[:, :, :width], wish[:, :, None]).squeeze(2)
         if self.conversion is None or self.match is None:
             return liked, None
-        own = self.conversion.of_items(person, self.item_vectors)
+        bought = torch.bmm(parts[:, :, width:], self.conversion.wish(person)[:, :, None]).squeeze(2)
+        own = self.conversion.level(person) + bought
         return liked, own + self.match[0] * (liked - self.click.base)
 
     def tables(self, person: Tensor) -> tuple[Tables, Tables | None]:

@@ -64,8 +64,9 @@ class FittedShoppers:
 
     def world(self, role: Role, doubts: bool = False) -> LearnedWorld:
         """Return the world to train against, or the judge's; ``doubts``: one that tells what it is not sure of."""
-        lines, support = () if self.lines is None else self.lines.texts, self.support if doubts else None
-        return LearnedWorld(self.builder, self.ensembles[role], self.arrivals[role], self.size, lines, support)
+        lines = () if self.lines is None else self.lines.texts
+        fitted = (self.builder, self.ensembles[role], self.arrivals[role], self.size, lines)
+        return LearnedWorld(*fitted, self.support, doubts)
 
     def read_part(self, part: Literal["train", "judge", "estimate"]) -> pd.DataFrame:
         """Return the impressions of one part of the log, read anew from where it was.

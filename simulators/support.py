@@ -30,12 +30,14 @@ class Support:
         ads: Its impressions as an ad, shape (I,).
         lines: Impressions of each line of the bank, shape (L,).
         offers: Pages of each discount tier, shape (T,); tiers that follow have none.
+        visit: Pages of the longest visit, shape ().
     """
 
     items: Tensor
     ads: Tensor
     lines: Tensor
     offers: Tensor
+    visit: Tensor
 
     @classmethod
     def from_impressions(cls, impressions: pd.DataFrame, catalog: Catalog, lines: Lines | None, offers: int) -> Support:
@@ -59,11 +61,12 @@ class Support:
             return torch.from_numpy(np.bincount(values[values >= 0], minlength=n).astype(np.float32))
 
         bank, n_items = 0 if lines is None else len(lines), len(catalog)
-        return cls(count(item, n_items), count(ad, n_items), count(line, bank), count(tier, offers))
+        longest = torch.tensor(float(pages.groupby("visit_id").size().max()))
+        return cls(count(item, n_items), count(ad, n_items), count(line, bank), count(tier, offers), longest)
 
     def to(self, device: torch.device) -> Support:
         """Return the counts on a device."""
-        return Support(*(getattr(self, name).to(device) for name in ("items", "ads", "lines", "offers")))
+        return Support(*(counts.to(device) for counts in vars(self).values()))
 
     def missing(self, decision: Decision[Tensor]) -> Tensor:
         """Return how many of each page's impressions the log does not support, shape (B,), from 0 to K.
@@ -84,7 +87,7 @@ class Support:
 
     def save(self, path: Path) -> None:
         """Write the counts."""
-        save_file({name: getattr(self, name).cpu() for name in ("items", "ads", "lines", "offers")}, path)
+        save_file({name: counts.cpu() for name, counts in vars(self).items()}, path)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Support:

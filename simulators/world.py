@@ -20,8 +20,8 @@ class Shoppers:
         context: What a strategy may see of them.
         member: Which of the world's behaviour models each shopper lives in, shape (N,).
         state: What only the world knows of them, by name, each (N, ...); strategies must not look.
-        placed: Whether the places of the batch are dealt out to the models in turn: shopper i lives in model i modulo
-            their number, and so do all who come after them. That is how a world knows each model's own shoppers
+        placed: Whether the places of the batch are dealt out to the models by a rule of the world's, and all who come
+            after a shopper live in the model of their place. That is how a world knows each model's own shoppers
             without a look at ``member``, for which the host would have to wait for the device.
     """
 
@@ -32,8 +32,16 @@ class Shoppers:
 
     def take(self, rows: Tensor) -> Shoppers:
         """Return the shoppers of those numbers, shape (m,), or those where a mask (N,) is True."""
-        state = {name: value[rows] for name, value in self.state.items()}
-        return Shoppers(self.context.map(lambda array: array[rows]), self.member[rows], state)
+
+        def taken(array: Tensor) -> Tensor:
+            if rows.dtype == torch.bool:
+                return array[rows]
+            # One row that all share stays one.
+            shared = array.stride(0) == 0
+            return array[:1].expand(len(rows), *array.shape[1:]) if shared else array.index_select(0, rows)
+
+        state = {name: taken(value) for name, value in self.state.items()}
+        return Shoppers(self.context.map(taken), taken(self.member), state)
 
     def replaced(self, where: Tensor, fresh: Shoppers) -> Shoppers:
         """Return the batch with ``fresh`` shoppers in the places where ``where`` (N,) is True.
@@ -41,25 +49,24 @@ class Shoppers:
         Where the places are dealt out, they live in the model of their place, whichever ``fresh`` names: a world that
         deals them out keeps nothing of arriving shoppers that depends on it.
         """
-
-        def merge(old: Tensor, new: Tensor) -> Tensor:
-            if _same(old, new):
-                return old
-            return torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
         old, new = self.context, fresh.context
         context = Context(
-            merge(old.shopper, new.shopper),
-            merge(old.candidates, new.candidates),
-            merge(old.mask, new.mask),
-            merge(old.affinity, new.affinity),
+            merged(where, old.shopper, new.shopper),
+            merged(where, old.candidates, new.candidates),
+            merged(where, old.mask, new.mask),
+            merged(where, old.affinity, new.affinity),
         )
-        state = {name: merge(self.state[name], fresh.state[name]) for name in self.state}
-        member = self.member if self.placed else merge(self.member, fresh.member)
+        state = {name: merged(where, self.state[name], fresh.state[name]) for name in self.state}
+        member = self.member if self.placed else merged(where, self.member, fresh.member)
         return Shoppers(context, member, state, self.placed)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def merged(where: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Return rows (N, ...) with new ones in the places where ``where`` (N,) is True."""
+    return old if same(old, new) else torch.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
     """Say whether two tensors are one and the same memory, without a look into it."""
     return (
         one.data_ptr() == other.data_ptr()

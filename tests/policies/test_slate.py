@@ -125,6 +125,30 @@ def test_entropy_along_the_drawn_slates_is_the_entropy_of_the_slate(every_slate,
     assert float(along) == pytest.approx(float(exact), abs=1e-12)
 
 
+def test_gradient_of_the_entropy_of_one_slot_is_exact():
+    logits = torch.tensor([[1.0, -0.5, 0.25, 0.0]], requires_grad=True)
+    page = PlackettLuce(logits, torch.ones(1, 4, dtype=torch.bool), 1)
+    page.entropy(torch.tensor([[2]])).sum().backward()
+    p = logits.detach().softmax(1)
+    entropy = -(p * p.log()).sum()
+    torch.testing.assert_close(logits.grad, -p * (p.log() + entropy))
+
+
+def test_entropy_pulls_the_likeliest_item_down_where_log_prob_pulls_nowhere():
+    """The gradient of -log_prob has mean 0, so that PPO's stand-in for an entropy would not explore."""
+    n = 20_000
+    logits = torch.tensor([2.0, 0.0, 0.0, -1.0], requires_grad=True)
+    pages = PlackettLuce(logits.expand(n, 4), torch.ones(n, 4, dtype=torch.bool), 2)
+    picks = pages.sample(torch.Generator().manual_seed(0))
+    pages.entropy(picks).mean().backward(retain_graph=True)
+    assert logits.grad is not None
+    useful, logits.grad = logits.grad.clone(), None
+    (-pages.log_prob(picks)).mean().backward()
+    assert useful[0] < -0.1
+    assert (useful[1:] > 0).all()
+    assert logits.grad.abs().max() < 0.02
+
+
 @pytest.mark.parametrize(
     ("mask", "picks"),
     [

@@ -54,7 +54,6 @@ DOUBTED = dataclasses.replace(OUTCOME, second=SECOND, unsupported=np.array([1.5,
         (RewardSpec(disagreement=2.0, response="sampled"), {"disagreement": [-0.5, -0.5]}),  # expectations differ
         (RewardSpec(conversion=4.0, disagreement=1.0), {"disagreement": [-0.25, -0.75]}),  # 1.75 - 1.5, .375 - 1.125
         (RewardSpec(ad_income=1.0, disagreement=1.0), {"disagreement": [-1.25, -0.25]}),  # .25 x (1 + bid 4)
-        (RewardSpec(return_visit=2.0, disagreement=1.0), {"disagreement": [-1.25, -0.25]}),  # .25 + 2 x .5
         (RewardSpec(ad=9.0, offer=9.0, revenue=9.0, disagreement=1.0), {"disagreement": [-0.25, -0.25]}),
         (RewardSpec(support=0.5), {"support": [-0.75, 0.0]}),
     ],

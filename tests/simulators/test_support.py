@@ -34,6 +34,7 @@ def test_shows_are_counted_by_item_ad_line_and_page(catalog, tmp_path):
     assert support.ads.tolist() == [1, 1, 0, 0]
     assert support.lines.tolist() == [1, 3]  # "hello", "now"
     assert support.offers.tolist() == [1, 0, 2, 0]  # pages, not impressions
+    assert support.visit == 2  # u's
     support.save(tmp_path / "support.safetensors")
     again = Support.load(tmp_path / "support.safetensors", torch.device("cpu"))
     assert all(torch.equal(getattr(again, name), value) for name, value in vars(support).items())
@@ -53,6 +54,7 @@ SUPPORT = Support(
     ads=torch.tensor([KNOWN, HALF, 0.0, 0.0]),
     lines=torch.tensor([KNOWN, 0.0]),
     offers=torch.tensor([KNOWN, HALF]),
+    visit=torch.tensor(9.0),
 )
 
 

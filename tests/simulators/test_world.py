@@ -7,6 +7,10 @@ import torch
 
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.learned import LearnedWorld
+from hawker.simulators.reader import ReadWorld
+from hawker.simulators.retrieval import RetrievingWorld
 from hawker.simulators.small import small_world
 from hawker.simulators.world import Shoppers, World
 
@@ -16,7 +20,14 @@ WORLDS = {
     "judge": lambda fixture: fixture("shoppers").world("judge"),
     "lasting": lambda fixture: fixture("regulars")[1].world("train"),
     "lasting judge": lambda fixture: fixture("regulars")[1].world("judge"),
+    "read": lambda fixture: read(fixture("regulars")[1].world("train")),
+    "retrieving": lambda fixture: RetrievingWorld(fixture("regulars")[1].world("train")),
+    "reading and retrieving": lambda fixture: RetrievingWorld(read(fixture("regulars")[1].world("judge"))),
 }
+
+
+def read(world: LearnedWorld) -> ReadWorld:
+    return ReadWorld(world, world.builder, world.ensemble, RewardSpec())
 
 
 @pytest.fixture(params=WORLDS)
