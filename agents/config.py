@@ -4,53 +4,58 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a strategy is trained; the defaults suit shops of tens to hundreds of items.
+class ProviderShare:
+    """What a provider is promised.
 
     Attributes:
-        steps: Pages to learn from, rounded up to whole rollouts.
-        shoppers: Shoppers simulated at once.
-        pages: Pages of each shopper in a rollout.
-        batch: Pages of a gradient step.
-        epochs: Passes over each rollout.
-        learning_rate: Adam's step size.
-        clip: PPO's clipping range of the probability ratio of a whole slate.
-        entropy: Weight of the slate's entropy (nats) beside rewards scaled so that the random strategy earns 1: where
-            shoppers hardly tell slates apart the strategy goes on exploring, and off-policy estimates stay possible.
-        discount: Discount from one page to the next.
-        hidden: Width of the actor and the critic.
-        checkpoint_every: Rollouts between two checkpoints.
-        reward: What the shop wants.
-        seed: Decides first weights, shoppers, slates and minibatches.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        provider: Its name in the items' column ``provider``.
+        least: Least share of all impressions that its items have, ads among them, above 0 and at most 1.
     """
 
-    steps: int = 400_000
-    shoppers: int = 1024
-    pages: int = 8
-    batch: int = 2048
-    epochs: int = 4
-    learning_rate: float = 3e-3
-    clip: float = 0.2
-    entropy: float = 0.05
-    discount: float = 0.99
-    hidden: int = 64
-    checkpoint_every: int = 10
-    reward: RewardSpec = field(default_factory=RewardSpec)
-    seed: int = 0
-    device: str = "auto"
+    provider: str
+    least: float
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What has to hold over all pages together; what must hold on every page is for `hawker.envs.page.Rules`.
+
+    Attributes:
+        ad_load: Largest share of pages with an ad, 0 to 1; None is no limit.
+        shares: What providers are promised.
+    """
+
+    ad_load: float | None = None
+    shares: tuple[ProviderShare, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse limits that cannot be meant, or cannot all be held."""
+        if self.ad_load is not None and not 0 <= self.ad_load <= 1:  # NaN too
+            raise InputError(
+                "not a share", where="constraints.ad_load", got=self.ad_load, expected="a number from 0 to 1"
+            )
+        where, named = "constraints.shares", [share.provider for share in self.shares]
+        for share in self.shares:
+            if not 0 < share.least <= 1:
+                expected = "a number above 0 and at most 1"
+                raise InputError("not a share", where=f"{where} {share.provider!r}", got=share.least, expected=expected)
+            if named.count(share.provider) > 1:
+                raise InputError("a provider is named twice", where=where, got=share.provider)
+        total = sum(share.least for share in self.shares)
+        if total > 1 + 1e-9:
+            raise InputError("more is promised than there is", where=where, got=total, expected="at most 1 in all")
 
 
 @dataclass(frozen=True)
 class PageTrainConfig:
     """How whole pages are learned in a storefront; the defaults suit shops of about a thousand items.
 
-    Advantages have mean 0 and spread 1 in every rollout, whatever the reward's unit, and the critic learns rewards in
-    units of the returns' root mean square: nothing here depends on the scale of the reward.
+    Rewards are learned in units of the returns' root mean square: nothing here depends on the scale of the reward.
 
     Attributes:
         steps: Pages to learn from, rounded up to whole rollouts.
@@ -59,23 +64,62 @@ class PageTrainConfig:
         batch: Pages of a gradient step.
         epochs: Passes over each rollout.
         learning_rate: Adam's step size.
+        final_rate: Share of it that is left at the end, 0 to 1; it falls evenly. Limits are held as exactly as the
+            last steps are small.
         clip: PPO's clipping range of the probability ratio of a whole page.
-        entropy: Weight of the page's entropy (nats, tens of them for a full slate) beside advantages of spread 1.
+        entropy: Weight of the page's entropy (nats, tens of them for a full slate) beside the advantages.
         discount: Discount from one page to the next, beside the reward's own discount per day.
         trace: Lambda of the generalised advantage estimate, 0 to 1.
+        normalise: Whether advantages are brought to spread 1 in every rollout. Otherwise they are in units of the
+            returns' root mean square in the first rollout: where shoppers hardly tell pages apart they are small.
         hidden: Width of the actor and the critic.
+        constraints: What has to hold over all pages together.
         seed: Decides first weights, shoppers, pages and minibatches.
     """
 
     steps: int = 2_000_000
     shoppers: int = 1024
-    pages: int = 16
-    batch: int = 4096
+    pages: int = 4
+    batch: int = 2048
     epochs: int = 2
     learning_rate: float = 3e-3
+    final_rate: float = 1.0
     clip: float = 0.2
     entropy: float = 5e-4
     discount: float = 1.0
-    trace: float = 0.95
+    trace: float = 0.9
+    normalise: bool = True
     hidden: int = 64
+    constraints: Constraints = field(default_factory=Constraints)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig(PageTrainConfig):
+    """How ``hawker train`` learns slates; the defaults suit shops of tens to hundreds of items.
+
+    Attributes:
+        steps: Pages to learn from, rounded up to whole rollouts.
+        pages: Pages of each shopper in a rollout.
+        batch: Pages of a gradient step.
+        epochs: Passes over each rollout.
+        entropy: Weight of the slate's entropy (nats) beside the advantages: where shoppers hardly tell slates apart the
+            strategy goes on exploring, and off-policy estimates stay possible.
+        discount: Discount from one page to the next, beside the reward's own discount per day.
+        normalise: Whether advantages are brought to spread 1 in every rollout, which makes the most of the smallest
+            differences. Otherwise they are in units of what the untrained actor's slates earn.
+        checkpoint_every: Rollouts between two checkpoints.
+        reward: What the shop wants.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    steps: int = 400_000
+    pages: int = 8
+    batch: int = 2048
+    epochs: int = 4
+    entropy: float = 0.045
+    discount: float = 0.99
+    normalise: bool = False
+    checkpoint_every: int = 10
+    reward: RewardSpec = field(default_factory=RewardSpec)
+    device: str = "auto"

@@ -2,7 +2,8 @@
 
 What differs from stable-baselines3: the environment is stepped as tensors and its truncations get their value estimate
 in one batch; each page has its own discount, by the days that pass; rewards reach the critic in units of the returns'
-running root mean square; advantages are normalised over a rollout; minibatches have a generator of their own.
+running root mean square; advantages are normalised over a rollout or not at all; minibatches have a generator of their
+own.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Sche
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from hawker.agents.config import PageTrainConfig
+from hawker.agents.config import Constraints, PageTrainConfig
+from hawker.agents.constraints import Prices
+from hawker.envs.environments import finite
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page import PageDistribution, PageLayout, sum_of
 from hawker.policies.page_actor import PageActor
 from hawker.policies.slate import Linear, initialise
 from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.decision import Outcome
+from hawker.shop.errors import InputError
+from hawker.shop.reward import RETURN_DAYS
 
 Observation = dict[str, Tensor]
 """N pages as the storefront shows them, each (N, ...)."""
@@ -41,7 +47,7 @@ class PageActionDistribution(Distribution):
     def __init__(self, pages: PageDistribution, choices: int, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._pages, self._choices, self._generator = pages, choices, generator
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._entropy: Tensor | None = None
 
     def sample(self) -> Tensor:
         """Draw actions, shape (B, width)."""
@@ -52,16 +58,15 @@ class PageActionDistribution(Distribution):
         return self._pages.layout.actions(self._pages.mode(), self._choices)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Return the log-probability of actions (B, width): shape (B,)."""
-        page = self._pages.layout.page(actions, self._choices)
-        log_probs, entropies = self._pages.log_probs_and_entropies(page)
-        self._seen = sum_of(log_probs), sum_of(entropies)
-        return self._seen[0]
+        """Return the log-probabilities of the parts of actions (B, width), lines slot by slot: shape (B, P)."""
+        log_probs, entropies = self._pages.each(self._pages.layout.page(actions, self._choices))
+        self._entropy = sum_of(entropies)
+        return torch.cat([part.reshape(len(actions), -1) for part in log_probs.values()], 1)
 
     def entropy(self) -> Tensor:
         """Return the conditional entropies summed along the actions that ``log_prob`` saw last, shape (B,)."""
-        assert self._seen is not None, "call log_prob first"
-        return self._seen[1]
+        assert self._entropy is not None, "call log_prob first"
+        return self._entropy
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Not used: the actor is the network."""
@@ -76,7 +81,7 @@ class PageActionDistribution(Distribution):
         return self.sample()
 
     def log_prob_from_params(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Draw actions (B, width) and return them with their log-probabilities (B,)."""
+        """Draw actions (B, width) and return them with the log-probabilities of their parts (B, P)."""
         actions = self.sample()
         return actions, self.log_prob(actions)
 
@@ -86,17 +91,20 @@ class ReturnScale(nn.Module):
 
     Attributes:
         square: Mean square of the returns, shape ().
+        first: Root mean square of the first rollout's returns, shape ().
         count: Returns seen, shape ().
         carried: Each shopper's return up to the last page, shape (N,).
     """
 
     square: Tensor
+    first: Tensor
     count: Tensor
     carried: Tensor
 
     def __init__(self, n: int) -> None:
         super().__init__()
         self.register_buffer("square", torch.ones((), dtype=torch.float64))
+        self.register_buffer("first", torch.ones(()))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("carried", torch.zeros(n))
 
@@ -114,6 +122,7 @@ class ReturnScale(nn.Module):
             self.carried = self.carried * kept
         total = self.count + rewards.numel()
         self.square = torch.where(self.count > 0, self.square * (self.count / total), 0.0) + squares / total
+        self.first = torch.where(self.count > 0, self.first, self.unit)
         self.count = total
 
 
@@ -127,6 +136,7 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         actor: Scores every part of a page.
         critic: Estimates the value of a page.
         returns: The unit of its estimates.
+        prices: What pages pay for breaking constraints.
         generator: Source of the drawn pages.
     """
 
@@ -145,6 +155,7 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         n: int,
         bids: npt.NDArray[Any] | None,
         line_vectors: npt.NDArray[np.float32] | None,
+        constraints: Constraints,
     ) -> None:
         """Set up the policy.
 
@@ -161,22 +172,24 @@ class PageActorCriticPolicy(ActorCriticPolicy):
             n: Shoppers simulated at once.
             bids: Of each catalog item, shape (I,); see ``PageActor``.
             line_vectors: Of the bank, shape (L, w); see ``PageActor``.
+            constraints: What has to hold over all pages together.
         """
-        self._made_of = (layout, builder, hidden, bids, line_vectors)
+        self._made_of = (layout, builder, hidden, bids, line_vectors, constraints)
         self._seed, self._device, self._n = seed, device, n
         super().__init__(observation_space, action_space, lr_schedule, use_sde=use_sde)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        layout, builder, hidden, bids, line_vectors = self._made_of
+        layout, builder, hidden, bids, line_vectors, constraints = self._made_of
         generator = torch.Generator().manual_seed(self._seed)
         self.actor = PageActor(layout, builder, hidden, generator, bids, line_vectors)
         assert isinstance(self.observation_space, spaces.Dict)
         self._clocks = [name for name in ("page", "gap") if name in self.observation_space.spaces]
-        width, value = builder.shopper.width + len(self._clocks), Linear(hidden, 1)
+        width, value = builder.shopper.width + len(self._clocks), Linear(hidden, 1 + layout.size)
         self.critic = nn.Sequential(Linear(width, hidden), nn.Tanh(), Linear(hidden, hidden), nn.Tanh(), value)
         initialise(self.critic, generator)
         nn.init.zeros_(value.weight)  # or its first guesses would drown the differences between pages
         self.returns = ReturnScale(self._n)
+        self.prices = Prices(constraints, builder.catalog)
         self.generator = torch.Generator(self._device).manual_seed(self._seed)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5, fused=True)
 
@@ -189,7 +202,10 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         return PageActionDistribution(pages, context.mask.shape[1], self.generator)
 
     def predict_values(self, obs: Any) -> Tensor:
-        """Return the value of each page in units of ``returns.unit``, shape (B, 1)."""
+        """Return the value of each page, and what each of its slots will earn by itself: shape (B, 1 + K).
+
+        Both are in units of ``returns.unit``.
+        """
         slate, shopper = self.actor.slate, obs["shopper"]
         parts = [(shopper - slate.shopper_centre) / slate.shopper_spread]
         parts += [obs[name].reshape(len(shopper), 1).float().clamp(min=0).log1p() for name in self._clocks]
@@ -197,13 +213,13 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         return values
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions (B, width), values (B, 1) and log-probabilities (B,)."""
+        """Return actions (B, width), values (B, 1 + K) and log-probabilities of parts (B, P)."""
         distribution = self.get_distribution(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, self.predict_values(obs), distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values (B, 1), log-probabilities (B,) and entropies (B,) of actions (B, width)."""
+        """Return values (B, 1 + K), log-probabilities of parts (B, P) and entropies (B,) of actions (B, width)."""
         distribution = self.get_distribution(obs)
         log_prob = distribution.log_prob(actions)
         return self.predict_values(obs), log_prob, distribution.entropy()
@@ -219,9 +235,10 @@ class TensorRolloutBuffer(DictRolloutBuffer):
         generator: Source of the order of minibatches, on the device.
     """
 
-    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int, normalise: bool, slot_by_slot: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._normalise, self._slot_by_slot = normalise, slot_by_slot
         self._kept: dict[str, Tensor] = {}
 
     def reset(self) -> None:
@@ -233,8 +250,10 @@ class TensorRolloutBuffer(DictRolloutBuffer):
 
         Args:
             observation: What was seen, each (N, ...).
-            page: ``actions`` (N, width); ``rewards``, ``discounts``, ``ended`` (where an episode did), ``bootstraps``
-                (value of what was cut off), ``values`` and ``log_probs``, (N,) each.
+            page: ``actions`` (N, width); ``rewards``, ``penalties`` (what they lose for breaking constraints),
+                ``discounts``, ``ended`` (where an episode did) and ``bootstraps`` (value of what was cut off), (N,)
+                each; ``chances`` (N, 2), see ``_chances``; ``slots`` (what each earned by itself, (N, K)), ``values``
+                (N, 1 + K) and ``log_probs`` (N, P).
         """
         for name, value in ({f"obs.{name}": value for name, value in observation.items()} | page).items():
             if name not in self._kept:
@@ -266,20 +285,42 @@ class TensorRolloutBuffer(DictRolloutBuffer):
             returns: Takes in the rollout, and then says in what unit rewards are.
         """
         kept = self._kept
-        ended, values = kept["ended"], kept["values"]
+        ended, earned = kept["ended"], kept["rewards"] - kept["penalties"]
+        values, expected = kept["values"][:, :, 0], kept["values"][:, :, 1:]
         discounts = kept["discounts"] * self.gamma
-        returns.update(kept["rewards"], discounts, ended)
+        returns.update(earned, discounts, ended)
         on = discounts * ~ended
         after = torch.cat([values[1:], last_values[None]])
-        delta = kept["rewards"] / returns.unit + discounts * kept["bootstraps"] + on * after - values
+        delta = earned / returns.unit + discounts * kept["bootstraps"] + on * after - values
+        delta = delta - _luck(delta, torch.cat([kept["chances"], kept["chances"] * values[:, :, None]], 2))
         advantages, ahead = torch.empty_like(delta), torch.zeros_like(last_values)
         for t in reversed(range(self.buffer_size)):
             ahead = delta[t] + self.gae_lambda * on[t] * ahead
             advantages[t] = ahead
-        kept["returns"] = advantages + values
-        kept["advantages"] = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        for name in ("rewards", "values", "returns"):
-            setattr(self, name, kept[name].cpu().numpy())
+        slots = kept["slots"] / returns.unit
+        kept["returns"] = torch.cat([(advantages + values)[:, :, None], slots], 2)
+        spread = advantages.std() + 1e-8 if self._normalise else returns.first / returns.unit
+        kept["advantages"] = self._credit((advantages - advantages.mean()) / spread, (slots - expected) / spread)
+        for name, value in (("rewards", kept["rewards"]), ("values", values), ("returns", kept["returns"][:, :, 0])):
+            setattr(self, name, value.cpu().numpy())
+
+    def _credit(self, advantages: Tensor, surprises: Tensor) -> Tensor:
+        """Return the advantage of each part of a page, shape (T, N, P).
+
+        A line changes what its own slot earns and what comes after the page, not what other slots earn: those are
+        noise to it, and are taken out. The other parts get the page's.
+
+        Args:
+            advantages: Of whole pages, shape (T, N).
+            surprises: What each slot earned beyond what was expected, shape (T, N, K).
+        """
+        parts = self._kept["log_probs"].shape[2]
+        credit = advantages[:, :, None].expand(-1, -1, parts)
+        if self._slot_by_slot:
+            size = surprises.shape[2]
+            others = surprises.sum(2, keepdim=True) - surprises
+            credit = torch.cat([credit[:, :, size:], credit[:, :, :size] - others], 2)
+        return credit * parts  # the loss is a mean over them
 
     def get(  # type: ignore[override]  # as its parent does
         self, batch_size: int | None = None
@@ -292,15 +333,41 @@ class TensorRolloutBuffer(DictRolloutBuffer):
             yield DictRolloutBufferSamples(
                 {name.removeprefix("obs."): value for name, value in part.items() if name.startswith("obs.")},
                 part["actions"].long(),
-                part["values"],
+                part["values"].flatten(),
                 part["log_probs"],
                 part["advantages"],
-                part["returns"],
+                part["returns"].flatten(),
             )
 
 
-UNUSED = ("rewards", "discounts", "ended", "bootstraps")
+UNUSED = ("rewards", "slots", "chances", "penalties", "discounts", "ended", "bootstraps")
 """What of a rollout no gradient step needs."""
+
+
+def _chances(outcome: Outcome[Tensor]) -> Tensor:
+    """Return by how much leaving, and coming back within a week, went otherwise than expected, shape (N, 2).
+
+    0 on average whatever a page shows, and 0 where the world does not say what it expected.
+    """
+    leave, days, nothing = outcome.leave, outcome.days, torch.zeros_like(outcome.clicked[:, 0])
+    left = back = nothing
+    if leave is not None and outcome.leave_probability is not None:
+        left = leave.float() - outcome.leave_probability
+    if leave is not None and days is not None and outcome.return_probability is not None:
+        back = leave * ((days <= RETURN_DAYS).float() - outcome.return_probability)
+    return torch.stack([left, back], 1)
+
+
+def _luck(delta: Tensor, chances: Tensor) -> Tensor:
+    """Return the part of temporal differences (T, N) that chances (T, N, m) explain, by least squares.
+
+    A page moves the probabilities that a visit ends and that the next one comes, a little; the draws from them move the
+    value a lot. Taking out what is only luck leaves the expectation as it is (a control variate).
+    """
+    x = chances.flatten(0, 1).double()
+    normal = x.T @ x + 1e-6 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    weights: Tensor = torch.linalg.solve(normal, x.T @ delta.flatten().double())
+    return (chances.double() @ weights).to(delta.dtype)
 
 
 class PagePPO(PPO):
@@ -314,6 +381,9 @@ class PagePPO(PPO):
         """Fill the buffer; False where the callback wants to stop.
 
         Nothing comes back from the device before the rollout is complete.
+
+        Raises:
+            InputError: The world's rewards are no numbers.
         """
         assert isinstance(rollout_buffer, TensorRolloutBuffer)
         assert isinstance(env, StorefrontVecEnv)
@@ -324,24 +394,34 @@ class PagePPO(PPO):
         rollout_buffer.reset()
         callback.on_rollout_start()
         totals: dict[str, Tensor] = {}
+        prices = self.policy.prices
+        counted = torch.zeros(2, len(prices.names), device=self.device)
         for _ in range(n_rollout_steps):
             with torch.no_grad():
                 actions, values, log_prob = self.policy(here)
                 step = shop.step(actions)
-                cut_off = torch.zeros_like(log_prob)
+                assert shop.shown is not None
+                _, decision, outcome = shop.shown
+                counts = prices.counts(decision)
+                penalty = prices.penalty(counts)
+                cut_off = torch.zeros_like(penalty)
                 if math.isfinite(shop.rules.horizon):  # whether anybody was cut off now is for the device to know
-                    cut_off = self.policy.predict_values(shop.last_observation()).squeeze(1) * step.truncated
+                    cut_off = self.policy.predict_values(shop.last_observation())[:, 0] * step.truncated
                 rollout_buffer.put(
                     here,
                     actions=actions,
                     rewards=step.reward.float(),
+                    penalties=penalty,
                     discounts=step.happened["discount"].float(),
                     ended=step.terminated | step.truncated,
                     bootstraps=cut_off,
-                    values=values.squeeze(1),
+                    values=values,
+                    chances=_chances(outcome),
+                    slots=shop.reward.slots(outcome, decision, shop.bids).float(),
                     log_probs=log_prob,
                 )
-            for name, value in ({"reward": step.reward} | step.happened).items():
+            counted += counts.sum(2)
+            for name, value in ({"reward": step.reward, "penalty": penalty} | step.happened).items():
                 totals[name] = totals.get(name, 0.0) + value.sum(dtype=torch.float32)
             here = step.observation
             self.num_timesteps += env.num_envs
@@ -349,10 +429,13 @@ class PagePPO(PPO):
             if not callback.on_step():
                 return False
         with torch.no_grad():
-            rollout_buffer.finish(self.policy.predict_values(here).squeeze(1), self.policy.returns)
+            rollout_buffer.finish(self.policy.predict_values(here)[:, 0], self.policy.returns)
+        finite(rollout_buffer.rewards)
         self._last_obs = cast(Any, here)
         for name, total in totals.items():
             self.logger.record(f"rollout/{name}", float(total) / (n_rollout_steps * env.num_envs))
+        for name, figure in prices.update(counted, rollout_buffer.rewards).items():
+            self.logger.record(f"constraint/{name}", figure)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -367,14 +450,21 @@ def page_ppo(
         env: N shoppers.
         config: How to train.
         line_vectors: Vectors of the world's lines, shape (L, w), as ``Lines.scaled`` has them, where copy is chosen.
+
+    Raises:
+        InputError: A constraint is on something that is not chosen, or on a provider that the catalog does not know.
     """
-    shop = env.storefront
+    shop, constraints = env.storefront, config.constraints
+    parts = shop.layout.parts
+    if (constraints.ad_load is not None and not parts.ad) or (constraints.shares and not parts.slate):
+        expected = "ads chosen for a limit on ads, slates chosen for shares of exposure"
+        raise InputError("a constraint on what is not chosen", where="train.constraints", got=parts, expected=expected)
     made_of = {"layout": shop.layout.page, "builder": shop.world.builder, "hidden": config.hidden, "seed": config.seed}
     bids = shop.world.bids.cpu().numpy()
     return PagePPO(
         PageActorCriticPolicy,
         env,
-        learning_rate=config.learning_rate,
+        learning_rate=lambda left: config.learning_rate * (config.final_rate + (1 - config.final_rate) * left),
         n_steps=config.pages,
         batch_size=config.batch,
         n_epochs=config.epochs,
@@ -384,8 +474,10 @@ def page_ppo(
         ent_coef=config.entropy,
         normalize_advantage=False,  # the buffer does it, once a rollout
         policy_kwargs=made_of
-        | {"device": shop.world.device, "n": env.num_envs, "bids": bids, "line_vectors": line_vectors},
+        | {"device": shop.world.device, "n": env.num_envs, "bids": bids, "line_vectors": line_vectors}
+        | {"constraints": constraints},
         rollout_buffer_class=TensorRolloutBuffer,
-        rollout_buffer_kwargs={"seed": config.seed},
+        rollout_buffer_kwargs={"seed": config.seed, "normalise": config.normalise, "slot_by_slot": parts.copy},
+        vf_coef=(1 + shop.layout.size) / 2,  # the loss is a mean over the page's value and those of its slots
         device=shop.world.device,
     )

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from hawker.agents.checkpoint import load_checkpoint, save_checkpoint
 from hawker.agents.config import TrainConfig
-from hawker.agents.ppo import SeededRolloutBuffer, SlateActorCriticPolicy
+from hawker.agents.page_ppo import PagePPO, page_ppo
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.baselines import RandomStrategy
 from hawker.policies.protocol import Strategy
@@ -36,9 +35,9 @@ Progress = Callable[[int, int, float], None]
 class _Watch(BaseCallback):
     """Writes checkpoints between rollouts and reports after each."""
 
-    def __init__(self, save: Callable[[], None], config: TrainConfig, scale: float, progress: Progress) -> None:
+    def __init__(self, save: Callable[[], None], config: TrainConfig, progress: Progress) -> None:
         super().__init__()
-        self._save, self._config, self._scale, self._progress = save, config, scale, progress
+        self._save, self._config, self._progress = save, config, progress
         self._rollouts = 0
 
     def _on_rollout_start(self) -> None:
@@ -50,38 +49,8 @@ class _Watch(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, PPO)
-        reward = float(self.model.rollout_buffer.rewards.mean()) / self._scale
-        self.logger.record("rollout/reward", reward)
-        self._progress(self.num_timesteps, self._config.steps, reward)
-
-
-def make_ppo(world: World, config: TrainConfig, scale: float) -> PPO:
-    """Return stable-baselines3's PPO over the slate actor and a batch of shoppers.
-
-    Args:
-        world: The shoppers.
-        config: How to train.
-        scale: Factor on rewards that brings them near 1, where the critic learns well.
-    """
-    env = StorefrontVecEnv(world, config.shoppers, config.reward, config.seed, scale)
-    shape = {"builder": world.builder, "size": world.size, "hidden": config.hidden}
-    return PPO(
-        SlateActorCriticPolicy,
-        env,
-        learning_rate=config.learning_rate,
-        n_steps=config.pages,
-        batch_size=config.batch,
-        n_epochs=config.epochs,
-        gamma=config.discount,
-        clip_range=config.clip,
-        ent_coef=config.entropy,
-        normalize_advantage=False,
-        policy_kwargs={**shape, "seed": config.seed, "device": world.device},
-        rollout_buffer_class=SeededRolloutBuffer,
-        rollout_buffer_kwargs={"seed": config.seed},
-        device=world.device,
-    )
+        assert isinstance(self.model, PagePPO)
+        self._progress(self.num_timesteps, self._config.steps, float(self.model.rollout_buffer.rewards.mean()))
 
 
 def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tuple[TrainedStrategy, dict[str, Any]]:
@@ -105,8 +74,7 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
     world = shoppers.world("train")
     started = time.perf_counter()
     baseline = reward_figure(RandomStrategy(world.size), world, config.reward, config.seed)
-    scale = 1.0 / max(abs(baseline["value"] or 0.0), 1e-9)
-    model = make_ppo(world, config, scale)
+    model = page_ppo(StorefrontVecEnv(world, config.shoppers, config.reward, config.seed), config)
     free = ("steps", "checkpoint_every")  # what may change from one resume to the next
     same = {name: value for name, value in to_dict(config).items() if name not in free} | {"device": str(device)}
     made_by = {"config": same, "shoppers": shoppers.digest}
@@ -120,13 +88,12 @@ def train(run: Run, config: TrainConfig, resume: bool, progress: Progress) -> tu
         def save() -> None:
             save_checkpoint(run.checkpoint, model, made_by)
 
-        watch = _Watch(save, config, scale, progress)
+        watch = _Watch(save, config, progress)
         model.learn(config.steps - model.num_timesteps, callback=watch, reset_num_timesteps=False)
         save()
     model.logger.close()
-    assert isinstance(model.policy, SlateActorCriticPolicy)
     trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)}
-    strategy = TrainedStrategy(model.policy.actor, shoppers.builder, trained_on)
+    strategy = TrainedStrategy(model.policy.actor.slate, shoppers.builder, trained_on)
     report = {
         "figures": {
             "reward.random": baseline,
@@ -158,9 +125,11 @@ BOUNDS = {
     "batch": (1, 10**9),
     "epochs": (1, 1000),
     "learning_rate": (1e-9, 1),
+    "final_rate": (0, 1),
     "clip": (1e-3, 10),
     "entropy": (0, 1000),
     "discount": (0, 1),
+    "trace": (0, 1),
     "hidden": (1, 10_000),
     "checkpoint_every": (1, 10**9),
     "seed": (0, 2**63 - 1),

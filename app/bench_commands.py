@@ -110,8 +110,8 @@ class BenchLeaderboard:
     """
 
     variants: tuple[str, ...] = ("base", "inert")
-    seeds: tuple[int, ...] = (31, 32, 33, 34, 35)
-    steps: int = 2_000_000
+    seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
+    steps: int = 500_000
     quick: bool = False
     json: Json = None
 
@@ -126,9 +126,32 @@ class BenchLeaderboard:
         write_report(self.json, report)
 
 
+@dataclass(frozen=True)
+class BenchConstraints:
+    """Train strategies against learned shoppers under a limit on ads and a provider's share, and see if they hold.
+
+    Args:
+        seeds: One log, fit and pair of trainings each. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log and a short training, for a look.
+    """
+
+    seeds: tuple[int, ...] = (61, 62, 63)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_constraints
+
+        report = run_constraints(self.seeds, self.quick, console().print)
+        console().print(figure_table("Limits on ads and exposure", report["figures"]))
+        write_report(self.json, report)
+
+
 BENCHES: dict[str, type[Any]] = {
     "bench signal": BenchSignal,
     "bench fidelity": BenchFidelity,
     "bench speed": BenchSpeed,
     "bench leaderboard": BenchLeaderboard,
+    "bench constraints": BenchConstraints,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from stable_baselines3.common.logger import Logger
 from hawker.agents.config import PageTrainConfig
 from hawker.agents.myopic import MyopicPages
 from hawker.agents.page_ppo import page_ppo
+from hawker.agents.warm_start import imitate
 from hawker.benchmarks.bazaar import logging_strategy
-from hawker.benchmarks.fidelity import finite, fresh
+from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.rollout import Totals, rollout
@@ -31,6 +33,7 @@ from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.bandits import LinearThompson, LinUCB
 from hawker.policies.clicks import ClickModel, ClickRows
 from hawker.policies.page_actor import PageStrategy
+from hawker.policies.protocol import Strategy
 from hawker.policies.shopkeeper import Habits, Scores, Shopkeeper
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure
@@ -64,22 +67,24 @@ class LeaderboardConfig:
         days: How long they are logged.
         horizon: Days from a shopper's first visit on that an arm is followed.
         followed: Shoppers of an arm.
-        fit: How shoppers are learned.
+        fit: How shoppers are learned; as for ``hawker bench fidelity``, whose logs and fits these are.
         train: How PPO learns from them.
         privileged: Pages of the privileged PPO for each page of PPO's.
         reward: What a page is worth: the metrics' reward too.
+        cautious: The same with pessimism, for a second PPO.
     """
 
-    seeds: tuple[int, ...] = (31, 32, 33, 34, 35)
+    seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
     variants: tuple[str | None, ...] = (None, CONTROL)
     shoppers: int = 6_000
     days: int = 56
     horizon: int = 28
     followed: int = 4_000
-    fit: FitConfig = field(default_factory=FitConfig)
-    train: PageTrainConfig = field(default_factory=PageTrainConfig)
+    fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
+    train: PageTrainConfig = field(default_factory=lambda: PageTrainConfig(steps=500_000))
     privileged: int = 5
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0))
+    cautious: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, disagreement=0.5, support=0.2))
 
 
 QUICK = LeaderboardConfig(
@@ -110,7 +115,7 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
         world = BazaarWorld(load_bazaar(variant), _CPU)
         for seed in config.seeds:
             told(f"{variant or 'base'}, seed {seed}")
-            arms = _one_seed(world, config, seed, told)
+            arms = _one_seed(world, config, seed, told, control=variant == CONTROL)
             details.append({"variant": variant or "base", "seed": seed, **arms})
     figures: dict[str, Figure] = {}
     table: dict[str, Any] = {}
@@ -126,17 +131,49 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
     return checked
 
 
-def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: Told) -> dict[str, Any]:
+def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: Told, *, control: bool) -> dict[str, Any]:
     logs = cached_logs(world, config.shoppers, config.days, seed, told)
     fitted = load_shoppers(cached_fit(logs, replace(config.fit, seed=seed), told).shoppers, _CPU)
     lines = () if fitted.lines is None else fitted.lines.texts
     gold = _read(world, fitted, config.reward, lines)
     train = replace(config.train, seed=seed)
-    proxy = _read(fitted.world("train"), fitted, config.reward, lines)
-    ppo, curve = _train(proxy, fitted, train, config, told, "ppo")
-    truth = TruthWorld(world, config.reward, lines)
-    longer = replace(train, steps=train.steps * config.privileged)
-    privileged, privileged_curve = _train(truth, fitted, longer, config, told, "privileged")
+    shown = torch.arange(len(lines)) if lines else None
+    contestants: dict[str, tuple[World, Proposer]] = _baselines(world, fitted, logs, config, seed)
+    curves = {}
+    for name, reward in (("ppo", config.reward), ("cautious ppo", config.cautious)):
+        proxy = _read(fitted.world("train", reward.doubts), fitted, config.reward, lines)
+        begins = MyopicPages("myopic", proxy, config.reward, shown)
+        strategy, curves[name] = _train(proxy, fitted, reward, train, config.horizon, told, name, begins)
+        contestants[name] = (gold, strategy)
+    if not control:  # there nothing moves retention: it would have nothing to show
+        truth = TruthWorld(world, config.reward, lines)
+        longer = replace(train, steps=train.steps * config.privileged)
+        strategy, curves["privileged"] = _train(
+            truth, fitted, config.reward, longer, config.horizon, told, "privileged"
+        )
+        contestants["privileged"] = (truth, strategy)
+    arms = {}
+    for name, (where, proposer) in contestants.items():
+        totals = rollout(where, proposer, config.followed, config.horizon, _seeded(fresh(seed, 11)))
+        arms[name] = metrics(totals, config.reward)
+        told(f"{name}: reward {arms[name]['reward']:.2f}, CTR {arms[name]['ctr']:.4f}, D7 {arms[name]['d7']:.3f}")
+    judge, judged = _read(fitted.world("judge"), fitted, config.reward, lines), {}
+    # The judge knows the lines of the log alone, by numbers of their own.
+    habits = logging_strategy(world, LOGGED).habits
+    strategies: dict[str, Proposer] = {"logging": _keeper(world, "logging", habits, shown)}
+    strategies |= {name: contestants[name][1] for name in ("myopic", "ppo", "cautious ppo")}
+    for name, proposer in strategies.items():
+        totals = rollout(judge, proposer, config.followed, config.horizon, _seeded(fresh(seed, 12)))
+        judged[name] = float(totals.reward(config.reward.click, config.reward.conversion).mean())
+    return {"arms": arms, "judged": judged, "curves": curves}
+
+
+def _baselines(
+    world: BazaarWorld, fitted: FittedShoppers, logs: Path, config: LeaderboardConfig, seed: int
+) -> dict[str, tuple[World, Proposer]]:
+    """Return the strategies to beat by name, each with the gold world in the form that it sees."""
+    lines = () if fitted.lines is None else fitted.lines.texts
+    gold = _read(world, fitted, config.reward, lines)
     shown = torch.arange(len(lines)) if lines else None
     habits = logging_strategy(world, LOGGED).habits
     # The bazaar's contexts are those that its logs are encoded into.
@@ -144,7 +181,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
         ClickRows.from_impressions(require_impressions(read_logs(logs)), fitted.builder), fitted.builder
     )
     bandit = LinUCB(clicks, world.size)
-    contestants: dict[str, tuple[World, Proposer]] = {
+    return {
         "logging": (world, logging_strategy(world, LOGGED)),
         "random items": (world, _keeper(world, "random items", replace(habits, exploration=1.0))),
         "popularity alone": (world, _keeper(world, "popularity alone", Habits(exploration=0.0))),
@@ -152,20 +189,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
         "thompson": (world, LinearThompson(clicks, world.size, seed=seed)),
         "greedy on clicks": (gold, MyopicPages("greedy on clicks", gold, RewardSpec(), shown)),
         "myopic": (gold, MyopicPages("myopic", gold, config.reward, shown)),
-        "ppo": (gold, ppo),
-        "privileged": (truth, privileged),
     }
-    arms = {}
-    for name, (where, strategy) in contestants.items():
-        totals = rollout(where, strategy, config.followed, config.horizon, _seeded(fresh(seed, 11)))
-        arms[name] = metrics(totals, config.reward)
-        told(f"{name}: reward {arms[name]['reward']:.2f}, CTR {arms[name]['ctr']:.4f}, D7 {arms[name]['d7']:.3f}")
-    judge = _read(fitted.world("judge"), fitted, config.reward, lines)
-    judged = {
-        name: float(rollout(judge, strategy, config.followed, config.horizon, _seeded(fresh(seed, 12))).reward().mean())
-        for name, strategy in (("ppo", ppo), ("logging", _keeper(world, "logging", habits, shown)))
-    }
-    return {"arms": arms, "judged": judged, "curves": {"ppo": curve, "privileged": privileged_curve}}
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -207,14 +231,23 @@ class _Curve(BaseCallback):
 
 
 def _train(
-    world: World, fitted: FittedShoppers, train: PageTrainConfig, config: LeaderboardConfig, told: Told, name: str
+    world: World,
+    fitted: FittedShoppers,
+    reward: RewardSpec,
+    train: PageTrainConfig,
+    horizon: float,
+    told: Told,
+    name: str,
+    teacher: Strategy | None = None,
 ) -> tuple[PageStrategy, list[tuple[int, float]]]:
     """Return PPO's strategy for whole pages and its learning curve: pages seen, and reward a page."""
-    parts, rules = Parts(slate=True, ad=True, offer=True, copy=True), Rules(horizon=config.horizon)
-    env = StorefrontVecEnv(world, train.shoppers, config.reward, train.seed, parts=parts, rules=rules)
+    parts, rules = Parts(slate=True, ad=True, offer=True, copy=True), Rules(horizon=horizon)
+    env = StorefrontVecEnv(world, train.shoppers, reward, train.seed, parts=parts, rules=rules)
     vectors = None if fitted.lines is None else fitted.lines.scaled
     model = page_ppo(env, train, vectors)
     model.set_logger(Logger(None, []))
+    if teacher is not None:
+        told(f"{name}: begins as {teacher.name}, {imitate(model, teacher, train.seed):.2f} nats a page")
     curve = _Curve(told, name, train.steps)
     started = time.perf_counter()
     model.learn(train.steps, callback=curve)
@@ -271,20 +304,29 @@ def _figures(rows: list[dict[str, Any]], control: bool) -> dict[str, Figure]:
     if control:
         return {"control.d7": mean(of("ppo", "d7") - of("myopic", "d7"), "difference of shares")}
     prefix = "" if variant == "base" else f"{variant}."
-    ppo, logging = of("ppo", "reward"), of("logging", "reward")
+    ppo, cautious, logging, myopic = (of(name, "reward") for name in ("ppo", "cautious ppo", "logging", "myopic"))
     best = np.max([of(name, "reward") for name in BASELINES], axis=0)
-    judged = np.array([row["judged"]["ppo"] - row["judged"]["logging"] for row in rows])
     gap = of("privileged", "reward") - logging
-    unit = "reward a shopper"
+    unit, difference = "reward a shopper", "difference of shares"
+
+    def proxy_gap(name: str) -> Figure:
+        lift = of(name, "reward") - logging
+        judged = np.array([row["judged"][name] - row["judged"]["logging"] for row in rows])
+        return mean(np.abs(judged - lift) / np.abs(lift), "share of the lift")
+
     found = {
         "ppo.gap_closed": mean((ppo - logging) / gap, "share of the gap"),
+        "ppo.cautious_gap_closed": mean((cautious - logging) / gap, "share of the gap"),
+        "myopic.gap_closed": mean((myopic - logging) / gap, "share of the gap"),
         "gap": mean(gap, unit),
         "ppo_minus_logging.reward": mean(ppo - logging, unit),
         "ppo_minus_best_baseline.reward": mean(ppo - best, unit),
-        "ppo_minus_myopic.ltv": mean(ppo - of("myopic", "reward"), unit),
-        "ppo_minus_myopic.d7": mean(of("ppo", "d7") - of("myopic", "d7"), "difference of shares"),
+        "ppo_minus_myopic.ltv": mean(ppo - myopic, unit),
+        "ppo_minus_myopic.d7": mean(of("ppo", "d7") - of("myopic", "d7"), difference),
         "ppo_minus_greedy.ltv": mean(ppo - of("greedy on clicks", "reward"), unit),
-        "ppo_minus_greedy.d7": mean(of("ppo", "d7") - of("greedy on clicks", "d7"), "difference of shares"),
-        "proxy_gap.plain": mean(np.abs(judged - (ppo - logging)) / np.abs(ppo - logging), "share of the lift"),
+        "ppo_minus_greedy.d7": mean(of("ppo", "d7") - of("greedy on clicks", "d7"), difference),
+        "cautious_minus_ppo.ltv": mean(cautious - ppo, unit),
+        "proxy_gap.plain": proxy_gap("ppo"),
+        "proxy_gap.pessimistic": proxy_gap("cautious ppo"),
     }
     return {prefix + name: value for name, value in found.items()}

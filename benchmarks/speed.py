@@ -1,8 +1,8 @@
 """``hawker bench speed``: how many pages simulated shoppers see in a second, and how much of that their networks take.
 
 The shoppers are the train role of those that ``hawker bench fidelity`` fits to its first log, found again by what they
-are made from; the environment is the whole storefront. A catalog too small is filled up with copies of its items, which
-cost what items of their own would.
+are made from; the environment is the whole storefront. A catalog too small is filled up with items like those it has.
+What large catalogs cost is timed with candidates that are retrieved for each shopper, from few items and from many.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.frozen_pages import Came, Carried
 from hawker.simulators.learned import LearnedWorld
+from hawker.simulators.reader import ReadWorld
+from hawker.simulators.retrieval import RetrievingWorld, unfilled
 from hawker.simulators.shopper import Ensemble, ShopperModel
 from hawker.simulators.store import FIRST_ARCHITECTURE, FittedShoppers, load_shoppers
+from hawker.simulators.world import World
 
 Told = Callable[[str], None]
 
@@ -46,8 +49,15 @@ REWARD = RewardSpec(click=1.0, conversion=5.0, revenue=0.1, ad_income=1.0, retur
 ACTIONS = 8
 """Batches of random pages, drawn before anything is timed and shown in turn."""
 
-PER_ITEM = ("item_vectors", "log_price", "in_view.vectors", "own_effect.weight", "own_taste.weight", "own_item.weight")
+PER_ITEM = ("item_vectors", "log_price", "own_effect.weight", "own_taste.weight", "own_item.weight")
+COPIED = "in_view.vectors"
 PER_POSITION = ("position", "memory.look")
+
+APART = 0.3
+"""How far a further item is from the one that it is like, in differences of two others: standard deviation."""
+
+ASKED, RECALLS = 1_000, 3
+"""Shoppers whose searches are compared with exact ones, and how often searches are learned anew for that."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class SpeedConfig:
         shoppers: Directory of fitted shoppers; None for those of ``hawker bench fidelity``.
         fidelity: The benchmark that made them.
         items: Items of the catalog.
+        many_items: Items of the largest catalog.
         size: Slots of a page.
         choices: Candidates.
         batch: Shoppers of the environment that is timed.
@@ -70,6 +81,7 @@ class SpeedConfig:
     shoppers: Path | None = None
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     items: int = 1_000
+    many_items: int = 100_000
     size: int = 10
     choices: int = 50
     batch: int = 4_096
@@ -80,7 +92,7 @@ class SpeedConfig:
     processes: bool = True
 
 
-QUICK = SpeedConfig(fidelity=QUICK_FIDELITY, many=8_192, seconds=0.2, repeats=3)
+QUICK = SpeedConfig(fidelity=QUICK_FIDELITY, many_items=10_000, many=8_192, seconds=0.2, repeats=3)
 """For a look."""
 
 
@@ -94,12 +106,13 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
     Raises:
         InputError: The shoppers cannot be used, or a number of the config.
     """
-    for name in ("items", "size", "choices", "batch", "few", "many", "repeats", "seconds"):
+    for name in ("items", "many_items", "size", "choices", "batch", "few", "many", "repeats", "seconds"):
         if getattr(config, name) <= 0:
             raise InputError("bad number", where=f"speed.{name}", got=getattr(config, name), expected="above 0")
-    if not config.size <= config.choices <= config.items:
-        got = (config.size, config.choices, config.items)
-        raise InputError("too few items", where="speed", got=got, expected="slots <= candidates <= items")
+    numbers = (config.size, config.choices, config.items, config.many_items)
+    if list(numbers) != sorted(numbers):
+        expected = "slots <= candidates <= items <= many items"
+        raise InputError("too few items", where="speed", got=numbers, expected=expected)
     started, load = time.perf_counter(), _load()
     directory = config.shoppers or _judged(config.fidelity, told)
     fitted = load_shoppers(directory, torch.device("cpu"))
@@ -107,15 +120,15 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
     told(f"{config.items:,} items, {config.size} slots, {config.choices} candidates, {len(world.models)} members")
     bench = Stepper(world, config.batch)
     small, large, passes = Stepper(world, config.few), Stepper(world, config.many), Passes(world, config.batch)
-    timings: dict[str, list[float]] = {name: [] for name in ("env", "bare", "few", "many")}
-    for _ in range(config.repeats):
-        for name, step, n in (
-            ("env", bench.step, config.batch),
-            ("bare", passes.step, config.batch),
-            ("few", small.step, config.few),
-            ("many", large.step, config.many),
-        ):
-            timings[name].append(rate(step, n, config.seconds))
+    timings = in_turn(
+        {
+            "env": (bench.step, config.batch),
+            "bare": (passes.step, config.batch),
+            "few": (small.step, config.few),
+            "many": (large.step, config.many),
+        },
+        config,
+    )
     told(f"{np.median(timings['env']):,.0f} user-steps/s, bare forward passes {np.median(timings['bare']):,.0f}/s")
     timed = {name: np.array(values) for name, values in timings.items()}
     figures = {
@@ -124,6 +137,7 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
         "env.of_bare_forward": _median(timed["env"] / timed["bare"], "ratio"),
         "env.cost_ratio_shoppers": _median(timed["few"] / timed["many"], "ratio"),
     }
+    figures |= _large_catalogs(fitted, config, timings, told)
     if config.processes:
         told("two processes against one")
         one, two = two_processes(directory, config)
@@ -139,6 +153,44 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
     }
 
 
+def _large_catalogs(
+    fitted: FittedShoppers, config: SpeedConfig, timings: dict[str, list[float]], told: Told
+) -> dict[str, Figure]:
+    """Time few items and many with candidates retrieved for each shopper, and compare searches with exact ones."""
+    worlds = [
+        enlarged(fitted, items, config.size, config.choices, retrieved=True)
+        for items in (config.items, config.many_items)
+    ]
+    few, many = map(RetrievingWorld, worlds)
+    steps = {"few_items": Stepper(few, config.batch).step, "many_items": Stepper(many, config.batch).step}
+    timings |= in_turn({name: (step, config.batch) for name, step in steps.items()}, config)
+    # Strategies know their shoppers by a reader, whose readings of histories are what is searched for.
+    read = ReadWorld(worlds[1], worlds[1].builder, worlds[1].ensemble, REWARD)
+    recalls = [
+        RetrievingWorld(read, seed=seed).recall(ASKED, torch.Generator().manual_seed(RECALLS + seed))
+        for seed in range(RECALLS)
+    ]
+    found, items = config.choices - many.exploring, config.many_items
+    told(
+        f"{items:,} items: retrieval finds {np.median(recalls):.1%} of the best {found} for each shopper, "
+        f"{many.exploring} more candidates explore; {np.median(timings['many_items']):,.0f} user-steps/s, "
+        f"{np.median(timings['few_items']):,.0f} with {config.items:,} items"
+    )
+    return {
+        "env.cost_ratio_items": _median(np.array(timings["few_items"]) / np.array(timings["many_items"]), "ratio"),
+        "retrieval.recall": _median(np.array(recalls), "share"),
+    }
+
+
+def in_turn(steps: dict[str, tuple[Callable[[], None], int]], config: SpeedConfig) -> dict[str, list[float]]:
+    """Return the rates of some steps, each of so many shoppers, timed in turn."""
+    timings: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(config.repeats):
+        for name, (step, n) in steps.items():
+            timings[name].append(rate(step, n, config.seconds))
+    return timings
+
+
 def _judged(config: FidelityConfig, told: Told) -> Path:
     """Return the shoppers of the benchmark's first seed, fitted unless they are there."""
     world, seed = BazaarWorld(load_bazaar(config.variant), torch.device("cpu")), config.seeds[0]
@@ -146,15 +198,21 @@ def _judged(config: FidelityConfig, told: Told) -> Path:
     return cached_fit(logs, replace(config.fit, seed=seed), told).shoppers
 
 
-def enlarged(fitted: FittedShoppers, items: int, size: int, choices: int) -> LearnedWorld:
+def enlarged(fitted: FittedShoppers, items: int, size: int, choices: int, *, retrieved: bool = False) -> LearnedWorld:
     """Return the world of fitted shoppers with so many items, slots and candidates.
 
-    Further items are copies of those there are, further slots are looked at as the last one is, and candidates are
-    spread over the catalog from a random start.
+    A further item is like one of those there are and differs from it, in features, taste and price, by the difference
+    of two others drawn at random, times 0.3 times a normal number: no two are the same, and they vary as items do. What
+    it has in common with the rest of a page it has from the one that it is like. Further slots are looked at as the
+    last one is. Candidates are spread over the catalog from a random start, or will be ``retrieved`` for each shopper.
     """
     catalog, size_now = fitted.builder.catalog, fitted.size
-    row = torch.arange(items) % len(catalog)
-    ids = tuple(f"{catalog.item_ids[i]}+{n // len(catalog)}" for n, i in enumerate(row.tolist()))
+    own, generator = len(catalog), torch.Generator().manual_seed(0)
+    row = torch.arange(items) % own
+    one = torch.randint(own, (items,), generator=generator)
+    other = (one + torch.randint(1, max(own, 2), (items,), generator=generator)) % own
+    apart = APART * torch.randn(items, generator=generator) * (torch.arange(items) >= own)
+    ids = tuple(f"{catalog.item_ids[i]}+{n // own}" for n, i in enumerate(row.tolist()))
     wide = replace(catalog, item_ids=ids, vectors=catalog.vectors[row.numpy()])
     builder, first = ContextBuilder(fitted.builder.shopper, wide), FIRST_ARCHITECTURE["train"]
     ensemble, place = fitted.ensembles["train"], torch.arange(size).clamp(max=size_now - 1)
@@ -164,24 +222,28 @@ def enlarged(fitted: FittedShoppers, items: int, size: int, choices: int) -> Lea
         large = ShopperModel(builder, size, architecture, 0.5, torch.Generator(), model.recorded, fitted.lines)
         state = {}
         for name, value in model.state_dict().items():
-            rows = row if name.endswith(PER_ITEM) else place if name in PER_POSITION else None
-            state[name] = value if rows is None else value[rows]
+            state[name] = value
+            if name.endswith(PER_ITEM):
+                state[name] = value[row] + apart.reshape(-1, *[1] * (value.ndim - 1)) * (value[one] - value[other])
+            elif name == COPIED or name in PER_POSITION:
+                state[name] = value[row if name == COPIED else place]
         large.load_state_dict(state)
         models.append(large)
-    generator, arrivals = torch.Generator().manual_seed(0), fitted.arrivals["train"]
-    n = len(arrivals.shopper)
-    start, step = (torch.randint(1, high + 1, (n, 1), generator=generator) for high in (items, items // choices))
-    candidates = (start + step * torch.arange(choices)) % items
-    mask = torch.ones_like(candidates, dtype=torch.bool)
-    context = Context(arrivals.shopper, candidates, mask, torch.zeros(n, choices))
-    lines = () if fitted.lines is None else fitted.lines.texts
-    return LearnedWorld(builder, Ensemble(models, ensemble.calibration), context, size, lines)
+    lines, arrivals = () if fitted.lines is None else fitted.lines.texts, fitted.arrivals["train"]
+    if retrieved:
+        arrivals = unfilled(arrivals, choices)
+    else:
+        n = len(arrivals.shopper)
+        start, step = (torch.randint(1, high + 1, (n, 1), generator=generator) for high in (items, items // choices))
+        candidates = (start + step * torch.arange(choices)) % items
+        arrivals = Context(arrivals.shopper, candidates, candidates >= 0, torch.zeros(n, choices))
+    return LearnedWorld(builder, Ensemble(models, ensemble.calibration), arrivals, size, lines)
 
 
 class Stepper:
     """An environment and the random pages to show in it."""
 
-    def __init__(self, world: LearnedWorld, n: int) -> None:
+    def __init__(self, world: World, n: int) -> None:
         self.storefront = Storefront(world, n, REWARD, STOREFRONT)
         self.storefront.reset(0)
         self._actions = [random_pages(world, n, seed) for seed in range(ACTIONS)]
@@ -194,7 +256,7 @@ class Stepper:
         self.storefront.step(self._actions[self._count % ACTIONS])
 
 
-def random_pages(world: LearnedWorld, n: int, seed: int) -> Tensor:
+def random_pages(world: World, n: int, seed: int) -> Tensor:
     """Return actions of ``hawker/Storefront-v0``, shape (n, A): no item twice, every part drawn evenly."""
     generator = torch.Generator().manual_seed(seed)
     slate = torch.rand(n, world.choices, generator=generator).topk(world.size, 1).indices

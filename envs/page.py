@@ -163,10 +163,14 @@ def decide(
 
 def first_picks(picks: Tensor, mask: Tensor) -> Tensor:
     """Return the picks with every repeat and every ineligible place emptied: shapes (N, K), (N, C) to (N, K)."""
-    outside = (picks < 0) | (picks >= mask.shape[1])
+    (n, size), choices = picks.shape, mask.shape[1]
+    outside = (picks < 0) | (picks >= choices)
     places = picks.masked_fill(outside, 0)
-    same = (places[:, :, None] == places[:, None, :]) & ~outside[:, None, :]
-    repeated = same.tril(diagonal=-1).any(2)
+    slots = torch.arange(size, device=picks.device).expand(n, -1)
+    # Where each candidate is picked first: places outside are of one more candidate.
+    first = torch.full((n, choices + 1), size, device=picks.device)
+    first.scatter_reduce_(1, picks.masked_fill(outside, choices), slots, "amin")
+    repeated = first.gather(1, places) < slots
     return places.masked_fill(outside | repeated | ~mask.gather(1, places), EMPTY)
 
 

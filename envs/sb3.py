@@ -37,13 +37,11 @@ class StorefrontVecEnv(VecEnv):
         num_envs: int,
         reward: RewardSpec,
         seed: int,
-        scale: float = 1.0,
         parts: Parts = RECOMMEND,
         rules: Rules | None = None,
         popularity: Tensor | None = None,
     ) -> None:
-        """Args: what answers, N, what is rewarded, seed of the first reset, factor on rewards; see ``Storefront``."""
-        self._scale = scale
+        """Args: what answers, N, what is rewarded, seed of the first reset; see ``Storefront``."""
         self.storefront = Storefront(world, num_envs, reward, parts, rules, popularity)
         self.render_mode = None
         self.happened: dict[str, torch.Tensor] = {}
@@ -72,7 +70,7 @@ class StorefrontVecEnv(VecEnv):
         """
         step = self.storefront.step(self._actions)
         self.happened = step.happened
-        reward = finite((step.reward * self._scale).cpu().numpy().astype(np.float32))
+        reward = finite(step.reward.cpu().numpy().astype(np.float32))
         truncated, infos = step.truncated.cpu().numpy(), self._no_infos
         if truncated.any():
             infos, last = list(infos), to_observation(self.storefront.last_observation())

@@ -1,34 +1,68 @@
-"""Training that is resumed ends as training that was never broken off, bit for bit."""
+"""PPO broken off and resumed ends as an unbroken run does, bit for bit."""
 
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from hawker.agents import checkpoint
 from hawker.agents.checkpoint import load_checkpoint, save_checkpoint
-from hawker.agents.train import make_ppo
+from hawker.agents.config import Constraints, PageTrainConfig
+from hawker.agents.page_ppo import page_ppo
+from hawker.envs.page import STOREFRONT, Rules
+from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.shop.artefacts import read_json, write_directory, write_json
+from hawker.shop.decision import Outcome
 from hawker.shop.errors import InputError
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.small import small_world
 
+CONFIG = PageTrainConfig(shoppers=16, pages=4, batch=32, hidden=8, constraints=Constraints(ad_load=0.1))
 MADE_BY = {"config": {"learning_rate": 0.003, "reward": {"click": 1.0}}, "shoppers": "abc"}
+
+
+class ComingBack:
+    """The small shop; shoppers come back after two days, but some are gone."""
+
+    def __init__(self):
+        self._world = small_world()
+        self.builder, self.size, self.device = self._world.builder, self._world.size, self._world.device
+        self.choices, self.offers, self.lines = self._world.choices, 2, ("a", "b")
+        self.bids = torch.linspace(0, 1, len(self.builder.catalog))
+
+    def arrive(self, n, generator):
+        """Return n shoppers."""
+        return dataclasses.replace(self._world.arrive(n, generator), state={"seen": torch.zeros(n)})
+
+    def respond(self, shoppers, decision, generator):
+        """Answer a page."""
+        _, outcome = self._world.respond(shoppers, decision, generator)
+        gone = torch.rand(len(shoppers.member), generator=generator) < 0.1
+        days = torch.full(gone.shape, 2.0).masked_fill(gone, torch.inf)
+        after = dataclasses.replace(shoppers, state={"seen": shoppers.state["seen"] + 1})
+        leave = torch.ones_like(gone)
+        return after, Outcome(outcome.clicked, outcome.click_probability, gone, leave=leave, days=days)
+
+
+def fresh():
+    rules = Rules(horizon=5, ad_gap=2)
+    env = StorefrontVecEnv(ComingBack(), CONFIG.shoppers, RewardSpec(ad_income=0.5), 0, parts=STOREFRONT, rules=rules)
+    return page_ppo(env, CONFIG, np.eye(2, dtype=np.float32))
 
 
 def state_of(model) -> dict[str, object]:
     """Return everything that the rest of a training depends on."""
-    policy, storefront = model.policy, model.env.storefront
-    moments = policy.optimizer.state_dict()["state"]
+    policy, moments = model.policy, model.policy.optimizer.state_dict()["state"]
     return {
         **policy.state_dict(),
         **{f"{i}.{name}": value for i, values in moments.items() for name, value in values.items()},
         **{f"next.{name}": torch.as_tensor(value) for name, value in model._last_obs.items()},
-        "member": storefront.shoppers.member,
-        **{f"state.{name}": value for name, value in storefront.shoppers.state.items()},
-        "starts": torch.as_tensor(model._last_episode_starts),
-        "env": storefront.generator.get_state(),
+        **{f"shop.{name}": value for name, value in model.env.storefront.tensors().items()},
         "policy": policy.generator.get_state(),
-        "order": model.rollout_buffer.generator.bit_generator.state,
+        "order": model.rollout_buffer.generator.get_state(),
         "counts": (model.num_timesteps, model._n_updates),
     }
 
@@ -41,24 +75,27 @@ def same(one: dict[str, object], other: dict[str, object]) -> bool:
 
 
 @pytest.fixture
-def saved(staying, tiny, tmp_path):
+def saved(tmp_path):
     """A model after two rollouts, and its checkpoint."""
-    model = make_ppo(staying, tiny, scale=5.0).learn(256)
+    model = fresh().learn(2 * 64)
     save_checkpoint(tmp_path / "checkpoint", model, MADE_BY)
     return model, tmp_path / "checkpoint"
 
 
-def test_what_is_read_back_goes_on_as_if_nothing_had_happened(saved, staying, tiny):
+@pytest.mark.usefixtures("nothing_global")
+def test_what_is_read_back_goes_on_as_if_nothing_had_happened(saved):
     model, path = saved
-    resumed = make_ppo(staying, tiny, scale=5.0)
+    resumed = fresh()
     load_checkpoint(path, resumed, MADE_BY)
-    assert same(state_of(resumed), state_of(model))
-    assert state_of(resumed)["state.seen"].max() > 1
-    unbroken = make_ppo(staying, tiny, scale=5.0).learn(512)
-    resumed.learn(256, reset_num_timesteps=False)
-    assert resumed.num_timesteps == 512
+    before = state_of(model)
+    assert same(state_of(resumed), before)
+    assert before["shop.here.state.seen"].max() > 1
+    assert before["prices.multipliers"] > 0
+    unbroken = fresh().learn(5 * 64)
+    resumed.learn(3 * 64, reset_num_timesteps=False)
+    assert resumed.num_timesteps == 5 * 64
     assert same(state_of(resumed), state_of(unbroken))
-    assert not same(state_of(resumed), state_of(model))
+    assert not same(state_of(resumed), before)
 
 
 @pytest.mark.parametrize(
@@ -76,24 +113,24 @@ def test_what_is_read_back_goes_on_as_if_nothing_had_happened(saved, staying, ti
         ({**MADE_BY, "novelty": 1}, "not a checkpoint of this version; got \"'novelty'\""),
     ],
 )
-def test_a_checkpoint_of_something_else_is_refused(saved, staying, tiny, made_by, message):
+def test_a_checkpoint_of_something_else_is_refused(saved, made_by, message):
     with pytest.raises(InputError) as caught:
-        load_checkpoint(saved[1], make_ppo(staying, tiny, scale=5.0), made_by)
+        load_checkpoint(saved[1], fresh(), made_by)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
-def test_a_damaged_checkpoint_is_refused(saved, staying, tiny, name):
+def test_a_damaged_checkpoint_is_refused(saved, name):
     file = saved[1] / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(InputError, match="the file was changed after it was written"):
-        load_checkpoint(saved[1], make_ppo(staying, tiny, scale=5.0), MADE_BY)
+        load_checkpoint(saved[1], fresh(), MADE_BY)
     file.unlink()
     with pytest.raises(InputError, match="a file is missing"):
-        load_checkpoint(saved[1], make_ppo(staying, tiny, scale=5.0), MADE_BY)
+        load_checkpoint(saved[1], fresh(), MADE_BY)
 
 
 def without_tensor(tensors, state):
@@ -101,23 +138,23 @@ def without_tensor(tensors, state):
 
 
 def wider(tensors, state):
-    tensors["policy.actor.own_key"] = torch.zeros(20, 99)
+    tensors["policy.actor.slate.own_key"] = torch.zeros(20, 99)
 
 
-def without_moments(tensors, state):
-    del tensors["optimizer.0.exp_avg"], state["order"]
+def without_order(tensors, state):
+    del tensors["generator.order"]
 
 
-def of_another_generator(tensors, state):
-    state["order"]["bit_generator"] = "MT19937"
+def without_counts(tensors, state):
+    del state["num_timesteps"]
 
 
 def of_another_device(tensors, state):
     tensors["generator.policy"] = torch.zeros(16, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("change", [without_tensor, wider, without_moments, of_another_generator, of_another_device])
-def test_a_checkpoint_of_another_version_is_refused(saved, staying, tiny, tmp_path, change):
+@pytest.mark.parametrize("change", [without_tensor, wider, without_order, without_counts, of_another_device])
+def test_a_checkpoint_of_another_version_is_refused(saved, tmp_path, change):
     """The checksums are right, so that only the content can tell."""
     with write_directory(tmp_path / "other", "checkpoint") as scratch:
         tensors, state = load_file(saved[1] / "state.safetensors"), read_json(saved[1] / "state.json")
@@ -125,14 +162,14 @@ def test_a_checkpoint_of_another_version_is_refused(saved, staying, tiny, tmp_pa
         save_file(tensors, scratch / "state.safetensors")
         write_json(scratch / "state.json", state)
     with pytest.raises(InputError, match="not a checkpoint of this version") as caught:
-        load_checkpoint(tmp_path / "other", make_ppo(staying, tiny, scale=5.0), MADE_BY)
+        load_checkpoint(tmp_path / "other", fresh(), MADE_BY)
     assert "\n" not in str(caught.value)
 
 
-def test_a_save_that_fails_leaves_the_previous_checkpoint(saved, staying, tiny, monkeypatch):
+def test_a_save_that_fails_leaves_the_previous_checkpoint(saved, monkeypatch):
     model, path = saved
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    model.learn(256, reset_num_timesteps=False)
+    model.learn(64, reset_num_timesteps=False)
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -144,10 +181,10 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(saved, staying, tiny, 
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint"]
     save_checkpoint(path, model, MADE_BY)
-    assert read_json(path / "state.json")["num_timesteps"] == 512
+    assert read_json(path / "state.json")["num_timesteps"] == 3 * 64
 
 
-def test_no_checkpoint_at_all(staying, tiny, saved):
+def test_no_checkpoint_at_all(saved):
     shutil.rmtree(saved[1])
     with pytest.raises(InputError, match="no checkpoint here"):
-        load_checkpoint(saved[1], make_ppo(staying, tiny, scale=5.0), MADE_BY)
+        load_checkpoint(saved[1], fresh(), MADE_BY)

@@ -14,6 +14,7 @@ from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page_actor import PageStrategy
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Outcome
+from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.small import small_world
 from hawker.simulators.world import Shoppers
@@ -152,14 +153,16 @@ class Keep(BaseCallback):
         self.rollouts.append((kept, last, self.model.policy.returns.unit.clone()))
 
 
+@pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.usefixtures("nothing_global")
-def test_advantages_are_those_computed_by_hand():
+def test_advantages_are_those_computed_by_hand(normalise):
     """A visit every three days, horizon 7: pages on days 0, 3 and 6, then the episode is cut off."""
     reward = RewardSpec(click=1.0, discount_per_day=0.9)
-    config = dataclasses.replace(SMALL, shoppers=5, pages=7, batch=35, discount=0.95, trace=0.8)
+    config = dataclasses.replace(SMALL, shoppers=5, pages=7, batch=35, discount=0.95, trace=0.8, normalise=normalise)
     model, keep = model_of(TinyShop(stays=True), config, rules=Rules(horizon=7), reward=reward), Keep()
     model.learn(70, callback=keep)
     assert len(keep.rollouts) == 2
+    first_unit = keep.rollouts[0][2]
     for kept, last, unit in keep.rollouts:
         values = [*kept["values"], last]
         assert kept["discounts"].numpy() == pytest.approx(np.full((7, 5), 0.9**3))
@@ -174,7 +177,7 @@ def test_advantages_are_those_computed_by_hand():
                 returns[t, shopper] = ahead + kept["values"][t, shopper]
         torch.testing.assert_close(kept["returns"], returns)
         advantages = returns - kept["values"]
-        normal = (advantages - advantages.mean()) / advantages.std()
+        normal = (advantages - advantages.mean()) / (advantages.std() if normalise else first_unit / unit)
         torch.testing.assert_close(kept["advantages"], normal, atol=1e-4, rtol=1e-4)
     first = keep.rollouts[0][0]
     assert first["ended"].nonzero()[:, 0].unique().tolist() == [2, 5]
@@ -255,6 +258,30 @@ def test_parts_of_the_policy_agree():
     assert model.action_space.shape == (7,)
     predicted, _ = model.predict(model.env.reset(), deterministic=True)
     assert predicted.shape == (128, 7)
+
+
+def test_a_candidate_that_is_not_eligible_is_not_predicted():
+    model = model_of(TinyShop(), parts=RECOMMEND, reward=RewardSpec())
+    observation = model.env.reset()
+    observation["mask"][:] = 0
+    observation["mask"][:, 3] = 1
+    picks, _ = model.predict(observation)
+    assert (picks == [3, EMPTY]).all(), "the last slot stays empty"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_world_whose_answer_is_no_number_teaches_nothing(value):
+    world = TinyShop()
+    world.odds = lambda context, decision: torch.full(decision.slate.shape, float(value))
+    model = model_of(world, parts=RECOMMEND, reward=RewardSpec())
+    before = weights_of_actor(model)
+    with pytest.raises(InputError, match=f"the reward is not a number; got {value}"):
+        model.learn(512)
+    assert torch.equal(weights_of_actor(model), before)
+
+
+def weights_of_actor(model):
+    return torch.cat([value.detach().flatten() for value in model.policy.actor.parameters()])
 
 
 def test_training_for_entropy_alone_flattens_the_page():

@@ -9,11 +9,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hawker.agents.config import TrainConfig
+from hawker.agents.page_ppo import page_ppo
 from hawker.agents.train import reward_figure, train
+from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.baselines import RandomStrategy
 from hawker.policies.trained import TrainedStrategy
 from hawker.shop.artefacts import read_json, sha256
 from hawker.shop.config import load_config
+from hawker.shop.decision import Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
@@ -161,6 +164,8 @@ def test_a_damaged_checkpoint_leaves_the_policy_alone(run, tiny):
         ({"learning_rate": math.nan}, "train.learning_rate: bad config; got nan"),
         ({"clip": -0.2}, "train.clip: bad config; got -0.2"),
         ({"entropy": -1.0}, "train.entropy: bad config; got -1.0"),
+        ({"trace": 1.5}, "train.trace: bad config; got 1.5"),
+        ({"final_rate": -0.1}, "train.final_rate: bad config; got -0.1"),
         ({"discount": 1.5}, "train.discount: bad config; got 1.5, expected a number from 0 to 1"),
         ({"seed": -1}, "train.seed: bad config; got -1"),
         ({"device": "gpu"}, "device: unknown device; got 'gpu'"),
@@ -194,3 +199,34 @@ def test_what_is_trained_earns_more_than_chance_where_there_is_something_to_lear
     config = TrainConfig(steps=8192, shoppers=128, pages=4, batch=128, hidden=16, learning_rate=1e-2, device="cpu")
     _, report = train(run, config, False, silent)
     assert report["figures"]["reward.trained"]["low"] > 1.1 * report["figures"]["reward.random"]["high"]
+
+
+class OneItemShop:
+    """Item 7 is clicked wherever it is shown, and nothing else ever is."""
+
+    def __init__(self, size):
+        self._world = small_world(size=size)
+        self.builder, self.size, self.device = self._world.builder, size, self._world.device
+        self.choices, self.offers = self._world.choices, self._world.offers
+        self.lines, self.bids = self._world.lines, self._world.bids
+
+    def arrive(self, n, generator):
+        """Return n shoppers."""
+        return self._world.arrive(n, generator)
+
+    def respond(self, shoppers, decision, generator):
+        """Click item 7."""
+        clicked = (decision.slate == 7).float()
+        return shoppers, Outcome(clicked, clicked, torch.ones(len(clicked), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_shop_in_which_one_item_is_always_clicked_is_solved(size):
+    world = OneItemShop(size)
+    config = TrainConfig(shoppers=128, pages=4, batch=128, hidden=16, learning_rate=1e-2, device="cpu")
+    model = page_ppo(StorefrontVecEnv(world, config.shoppers, config.reward, config.seed), config).learn(8192)
+    strategy = TrainedStrategy(model.policy.actor.slate, world.builder, {})
+    trained = reward_figure(strategy, world, RewardSpec(), seed=1)
+    assert trained["low"] >= 0.95, "of 1, the best there is"
+    first = strategy.distribution(world.arrive(50, torch.Generator()).context).mode()[:, 0]
+    assert (first == 7).all()

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hawker.agents.config import TrainConfig
-from hawker.app.bench import machine, run_leaderboard, run_signal, run_speed
+from hawker.app.bench import machine, run_constraints, run_leaderboard, run_signal, run_speed
 from hawker.app.cli import _parse
-from hawker.benchmarks import leaderboard, speed
+from hawker.benchmarks import constraints, leaderboard, speed
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -103,6 +103,22 @@ def test_speed_is_timed_as_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert {"figures", "load", "seeds", "seconds", "machine", "command"} == set(report)
     again = _parse("bench speed", shlex.split(report["command"])[3:])
     assert (again.quick, again.shoppers) == (quick, tmp_path if own else None)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_constraints_are_run_as_they_were_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    ran: list[constraints.ConstraintsConfig] = []
+
+    def bench_constraints(config: constraints.ConstraintsConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.constraints.bench_constraints", bench_constraints)
+    report = run_constraints((4, 5), quick, print)
+    whole = constraints.ConstraintsConfig(seeds=(4, 5))
+    assert ran == [dataclasses.replace(constraints.QUICK, seeds=(4,)) if quick else whole]
+    asked = _parse("bench constraints", shlex.split(report["command"])[3:])
+    assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
 
 
 def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import torch
 
 from hawker.benchmarks import speed
 from hawker.benchmarks.bazaar import logging_strategy
-from hawker.benchmarks.speed import QUICK, Passes, SpeedConfig, Stepper, bench_speed, enlarged, random_pages
+from hawker.benchmarks.speed import QUICK, REWARD, Passes, SpeedConfig, Stepper, bench_speed, enlarged, random_pages
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
 from hawker.simulators.bazaar import BazaarWorld
@@ -15,9 +15,13 @@ from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import write_logs
 from hawker.simulators.fit import fit
+from hawker.simulators.reader import ReadWorld
+from hawker.simulators.retrieval import MISSED, RetrievingWorld
 from hawker.simulators.store import load_shoppers
 
-SMALL = dataclasses.replace(QUICK, items=40, size=4, choices=9, batch=128, few=64, many=128, seconds=0.01, repeats=3)
+SMALL = dataclasses.replace(
+    QUICK, items=40, many_items=700, size=4, choices=9, batch=128, few=64, many=128, seconds=0.01, repeats=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +53,22 @@ def test_an_enlarged_world_answers_as_the_fitted_one(fitted, world):
     context = small.arrive(20, torch.Generator().manual_seed(0)).context
     slate = torch.arange(small.size).expand(20, -1)
     wide = torch.nn.functional.pad(slate, (0, 10 - small.size), value=EMPTY)
-    copies = torch.where(wide >= 0, wide + n, EMPTY)
     expected = small.click_probabilities(context, slate)
-    for shown in (wide, copies):
-        torch.testing.assert_close(world.click_probabilities(context, shown)[:, :, : small.size], expected)
+    torch.testing.assert_close(world.click_probabilities(context, wide)[:, :, : small.size], expected)
+    further = world.click_probabilities(context, torch.where(wide >= 0, wide + n, EMPTY))[:, :, : small.size]
+    assert not torch.isclose(further, expected).all(0).any(), "further items are no copies"
+
+
+def test_further_items_are_like_those_there_are(fitted, world):
+    own, wide = (ensemble.models[0] for ensemble in (fitted.ensembles["train"], world.ensemble))
+    old, new = (model.click.items(model.item_vectors).detach() for model in (own, wide))
+    torch.testing.assert_close(new[: len(old)], old)
+    assert len(new.unique(dim=0)) == 1_100
+    # Together as far apart as before, and 2 x 0.3 x 0.3 of the variance more.
+    ratio = new[len(old) :].var(0).sum() / old.var(0).sum()
+    assert 1.0 < ratio < 1.4
+    again = enlarged(fitted, 1_100, 10, 50).ensemble.models[0]
+    assert torch.equal(again.item_vectors, wide.item_vectors)
 
 
 def test_candidates_of_an_enlarged_world_differ(world):
@@ -84,6 +100,29 @@ def test_a_timed_step_is_a_whole_one(world):
     assert not torch.equal(stepper.storefront.shoppers.state["memory"], first.state["memory"])
 
 
+def test_a_timed_step_moves_nothing_between_host_and_device(world, never_waiting):
+    stepper = Stepper(world, 128)
+    stepper.step()
+    with never_waiting():
+        for _ in range(3):
+            stepper.step()
+            stepper.storefront.last_observation()
+
+
+def test_a_storefront_shows_what_was_retrieved(fitted):
+    world = enlarged(fitted, 700, 10, 50, retrieved=True)
+    for inner in (world, ReadWorld(world, world.builder, world.ensemble, REWARD)):
+        stepper = Stepper(RetrievingWorld(inner), 96)
+        for _ in range(3):
+            stepper.step()
+            context, decision, _ = stepper.storefront.shown
+            assert all(len(row.unique()) == 50 for row in context.candidates)
+            found = (decision.slate[:, :, None] == context.candidates[:, None]).any(2)
+            assert (found | (decision.slate == EMPTY)).all()
+            assert found.float().mean() > 0.8
+            assert not stepper.storefront.shoppers.state[MISSED].any()
+
+
 def test_bare_passes_are_all_members_and_heads(world, monkeypatch):
     passes, seen = Passes(world, 128), []
     for model in world.models:
@@ -105,6 +144,9 @@ def test_figures_are_medians_with_their_range(bazaar_run):
     assert report["figures"]["env.of_bare_forward"]["value"] == pytest.approx(statistics.median(ratios))
     costs = [a / b for a, b in zip(timings["few"], timings["many"], strict=True)]
     assert report["figures"]["env.cost_ratio_shoppers"]["value"] == pytest.approx(statistics.median(costs))
+    costs = [a / b for a, b in zip(timings["few_items"], timings["many_items"], strict=True)]
+    assert report["figures"]["env.cost_ratio_items"]["value"] == pytest.approx(statistics.median(costs))
+    assert 0.9 < report["figures"]["retrieval.recall"]["value"] <= 1.0
     assert "env.two_processes" not in report["figures"]
     assert len(report["load"]["before"]) == 3
     assert report["shoppers"] == load_shoppers(bazaar_run, torch.device("cpu")).digest
@@ -129,7 +171,10 @@ def test_intervals_hold_the_median():
     [
         ({"repeats": 0}, "speed.repeats: bad number; got 0, expected above 0"),
         ({"batch": -1}, "speed.batch: bad number; got -1, expected above 0"),
-        ({"choices": 5}, "speed: too few items; got (10, 5, 1000), expected slots <= candidates <= items"),
+        (
+            {"choices": 5},
+            "speed: too few items; got (10, 5, 1000, 100000), expected slots <= candidates <= items <= many items",
+        ),
     ],
 )
 def test_bad_configs(change, message):

@@ -1,0 +1,93 @@
+"""``hawker train`` killed with SIGKILL ten times and resumed ends with the weights of a run that nobody touched."""
+
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hawker.shop.artefacts import read_json, sha256
+
+ROLLOUT = 1_024
+ROLLOUTS = 80
+TRAIN = f"steps: {ROLLOUTS * ROLLOUT}\nshoppers: 128\nbatch: 256\ncheckpoint_every: 1\n"
+
+SCRATCH = ".checkpoint.writing-*"
+
+KILLS = ("starting",) * 3 + ("learning",) * 4 + ("writing",) * 3
+
+
+def training(home: Path, run: str) -> subprocess.Popen[bytes]:
+    """Start ``hawker train --resume`` on a run of ``home``."""
+    words = ["-m", "hawker.app.cli", "train", home / run, "--config", home / "train.yaml", "--resume"]
+    return subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.DEVNULL)
+
+
+def written(run: Path) -> int | None:
+    """Return when the checkpoint was written, in nanoseconds; None where there is none, as between two renames."""
+    with contextlib.suppress(FileNotFoundError):
+        return (run / "checkpoint/state.json").stat().st_mtime_ns
+    return None
+
+
+def wait_for_checkpoints(process: subprocess.Popen[bytes], run: Path, count: int) -> None:
+    """Return when a process has written so many checkpoints."""
+    last = written(run)
+    while count:
+        assert process.poll() is None, "it ended before it was killed"
+        now = written(run)
+        if now is not None and now != last:
+            last, count = now, count - 1
+        time.sleep(0.001)
+
+
+def wait_for_writing(process: subprocess.Popen[bytes], run: Path) -> None:
+    """Return while a process is writing a checkpoint."""
+    left = set(run.glob(SCRATCH))  # by one that was killed
+    while not set(run.glob(SCRATCH)) - left:
+        assert process.poll() is None, "it ended before it was killed"
+
+
+def weights(run: Path) -> list[str]:
+    """Return the digests of what was learned and of the whole state of training."""
+    files = ("policy/actor.safetensors", "policy/policy.json", "checkpoint/state.safetensors", "checkpoint/state.json")
+    return [sha256(run / name) for name in files]
+
+
+@pytest.mark.slow
+def test_killed_ten_times_and_resumed_is_as_unbroken(finished: Path, tmp_path: Path):
+    for name in ("unbroken", "killed"):
+        shutil.copytree(finished / "run/shoppers", tmp_path / name / "shoppers")
+    (tmp_path / "train.yaml").write_text(TRAIN)
+    started = time.monotonic()
+    with training(tmp_path, "unbroken") as process:
+        wait_for_checkpoints(process, tmp_path / "unbroken", 1)
+        ready = time.monotonic() - started
+        assert process.wait() == 0
+    rollout = (time.monotonic() - started - ready) / ROLLOUTS
+    generator, run = np.random.default_rng(0), tmp_path / "killed"
+    reached = []
+    for kill in generator.permutation(KILLS):
+        with training(tmp_path, "killed") as process:
+            if kill == "starting":
+                time.sleep(ready * generator.random())
+            else:
+                wait_for_checkpoints(process, run, generator.integers(1, 4))
+                time.sleep(rollout * generator.random())
+            if kill == "writing":
+                wait_for_writing(process, run)
+                time.sleep(0.002 * generator.random())
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        state = run / "checkpoint/state.json"
+        reached.append(read_json(state)["num_timesteps"] // ROLLOUT if state.exists() else 0)
+    with training(tmp_path, "killed") as process:
+        assert process.wait() == 0
+    assert 7 <= max(reached) < ROLLOUTS
+    assert weights(run) == weights(tmp_path / "unbroken")
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "policy", "shoppers", "tensorboard"]
