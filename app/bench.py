@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
-from hawker.benchmarks import constraints, leaderboard, speed
+from hawker.benchmarks import constraints, exploits, leaderboard, speed
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -123,6 +123,21 @@ def run_constraints(seeds: tuple[int, ...], quick: bool, progress: Callable[[str
     report = constraints.bench_constraints(config, progress)
     options = [*(["--quick"] if quick else []), "--seeds", *map(str, config.seeds)]
     return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "constraints", *options])}
+
+
+def run_exploits(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench exploits``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The seeds cannot be used.
+    """
+    threads = choose_threads()
+    config = exploits.ExploitsConfig(seeds=seeds)
+    if quick:
+        config = replace(exploits.QUICK, seeds=seeds[:1])
+    report = exploits.bench_exploits(config, progress)
+    options = [*(["--quick"] if quick else []), "--seeds", *map(str, config.seeds)]
+    return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "exploits", *options])}
 
 
 def machine(threads: int) -> dict[str, Any]:

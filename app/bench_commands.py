@@ -128,7 +128,7 @@ class BenchLeaderboard:
 
 @dataclass(frozen=True)
 class BenchConstraints:
-    """Train strategies against learned shoppers under a limit on ads and a provider's share, and see if they hold.
+    """Train under a limit on ads and a promised share of exposure, and see whether both are held.
 
     Args:
         seeds: One log, fit and pair of trainings each. Logs and fits are kept under $HAWKER_HOME/bench.
@@ -148,10 +148,33 @@ class BenchConstraints:
         write_report(self.json, report)
 
 
+@dataclass(frozen=True)
+class BenchExploits:
+    """Deceive learned shoppers about a discount in three ways, and see which strategies fall for it.
+
+    Args:
+        seeds: Three logs and fits and seven trainings each.
+        quick: Small logs and short trainings, for a look.
+    """
+
+    seeds: tuple[int, ...] = (71, 72, 73)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_exploits
+
+        report = run_exploits(self.seeds, self.quick, console().print)
+        console().print(figure_table("Planted exploits", report["figures"]))
+        write_report(self.json, report)
+
+
 BENCHES: dict[str, type[Any]] = {
     "bench signal": BenchSignal,
     "bench fidelity": BenchFidelity,
     "bench speed": BenchSpeed,
     "bench leaderboard": BenchLeaderboard,
     "bench constraints": BenchConstraints,
+    "bench exploits": BenchExploits,
 }

@@ -7,6 +7,7 @@ What large catalogs cost is timed with candidates that are retrieved for each sh
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import time
@@ -20,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hawker.agents.config import PageTrainConfig
 from hawker.benchmarks.fidelity import QUICK as QUICK_FIDELITY
 from hawker.benchmarks.fidelity import FidelityConfig
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
+from hawker.benchmarks.speed_learning import Learning, learning_rates
 from hawker.envs.page import STOREFRONT
 from hawker.envs.storefront import Storefront
 from hawker.shop.context import Context, ContextBuilder
@@ -45,6 +48,9 @@ Told = Callable[[str], None]
 
 REWARD = RewardSpec(click=1.0, conversion=5.0, revenue=0.1, ad_income=1.0, return_visit=2.0, ad=0.1)
 """Every part of a reward is worked out."""
+
+HORIZON = 28.0
+"""Days of an episode that PPO learns from, as on the leaderboard."""
 
 ACTIONS = 8
 """Batches of random pages, drawn before anything is timed and shown in turn."""
@@ -76,6 +82,7 @@ class SpeedConfig:
         seconds: How long each timing takes, about.
         repeats: Timings; what is compared is timed in turn.
         processes: Whether two processes are timed too.
+        train: How PPO learns while it is timed.
     """
 
     shoppers: Path | None = None
@@ -90,6 +97,7 @@ class SpeedConfig:
     seconds: float = 1.0
     repeats: int = 15
     processes: bool = True
+    train: PageTrainConfig = field(default_factory=PageTrainConfig)
 
 
 QUICK = SpeedConfig(fidelity=QUICK_FIDELITY, many_items=10_000, many=8_192, seconds=0.2, repeats=3)
@@ -143,6 +151,12 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
         one, two = two_processes(directory, config)
         timings |= {"one_process": one, "two_processes": two}
         figures["env.two_processes"] = _median(np.array(two) / np.array(one), "ratio")
+    told("PPO")
+    learning = Learning(config.train, REWARD, HORIZON, config.repeats)
+    rates, peak = learning_rates(functools.partial(_shop, directory, config), learning)
+    timings["ppo"] = rates
+    figures["ppo.frames_per_s"] = _median(np.array(rates), "pages per second")
+    figures["ppo.peak_rss_mib"] = figure(peak, None, None, 1, "MiB")
     return {
         "figures": figures,
         "timings": timings,
@@ -189,6 +203,11 @@ def in_turn(steps: dict[str, tuple[Callable[[], None], int]], config: SpeedConfi
         for name, (step, n) in steps.items():
             timings[name].append(rate(step, n, config.seconds))
     return timings
+
+
+def _shop(directory: Path, config: SpeedConfig) -> LearnedWorld:
+    fitted = load_shoppers(directory, torch.device("cpu"))
+    return enlarged(fitted, config.items, config.size, config.choices)
 
 
 def _judged(config: FidelityConfig, told: Told) -> Path:
@@ -329,8 +348,7 @@ def two_processes(directory: Path, config: SpeedConfig) -> tuple[list[float], li
 
 def _work(who: int, directory: Path, config: SpeedConfig, barrier: Barrier, rates: Any) -> None:
     choose_threads()
-    fitted = load_shoppers(directory, torch.device("cpu"))
-    stepper = Stepper(enlarged(fitted, config.items, config.size, config.choices), config.batch)
+    stepper = Stepper(_shop(directory, config), config.batch)
     stepper.step()
     for i in range(config.repeats):
         for phase in ("one", "two"):

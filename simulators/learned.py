@@ -53,8 +53,8 @@ class LearnedWorld:
     strategy that found a way to keep shoppers for good would be paid for it.
 
     With ``doubts`` every page comes with what the member after the shopper's own expects, which reads the same history
-    with a memory of its own, and with how much of the page the log says nothing of. One second opinion at a time differs
-    from the first as far as any two members do, on average, at a fraction of the cost of asking them all.
+    with a memory of its own, and with how much of the page the log says nothing of. One second opinion at a time
+    differs from the first as far as any two members do, on average, at a fraction of the cost of asking them all.
 
     Attributes:
         models: The members, as they answer.
@@ -195,9 +195,8 @@ class LearnedWorld:
             answer["memory"] = torch.zeros(n, self._hidden, device=self.device)
             answer["counts"] = torch.empty(n, COUNTS, device=self.device)
             answer["leave"] = torch.empty(n, dtype=torch.bool, device=self.device)
-            answer["leave_probability"], answer["days"] = torch.empty(2, n, device=self.device)
-            if first.returns:
-                answer["return_probability"] = torch.empty(n, device=self.device)
+            told = ["leave_probability", "days", *(["return_probability"] if first.returns else [])]
+            answer |= {name: torch.empty(n, device=self.device) for name in told}
         if self.support is not None:
             heads = ("click_probability", "conversion_probability", "memory")
             answer |= {f"second.{name}": torch.zeros_like(answer[name]) for name in heads if name in answer}

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hawker.agents.config import TrainConfig
-from hawker.app.bench import machine, run_constraints, run_leaderboard, run_signal, run_speed
+from hawker.app.bench import machine, run_constraints, run_exploits, run_leaderboard, run_signal, run_speed
 from hawker.app.cli import _parse
-from hawker.benchmarks import constraints, leaderboard, speed
+from hawker.benchmarks import constraints, exploits, leaderboard, speed
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -118,6 +118,22 @@ def test_constraints_are_run_as_they_were_asked_for(quick: bool, monkeypatch: py
     whole = constraints.ConstraintsConfig(seeds=(4, 5))
     assert ran == [dataclasses.replace(constraints.QUICK, seeds=(4,)) if quick else whole]
     asked = _parse("bench constraints", shlex.split(report["command"])[3:])
+    assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_exploits_are_run_as_they_were_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    ran: list[exploits.ExploitsConfig] = []
+
+    def bench_exploits(config: exploits.ExploitsConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.exploits.bench_exploits", bench_exploits)
+    report = run_exploits((4, 5), quick, print)
+    whole = exploits.ExploitsConfig(seeds=(4, 5))
+    assert ran == [dataclasses.replace(exploits.QUICK, seeds=(4,)) if quick else whole]
+    asked = _parse("bench exploits", shlex.split(report["command"])[3:])
     assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
 
 

@@ -63,7 +63,8 @@ def _log_to(directory: Path, size: int, **tables: pd.DataFrame) -> FittedShopper
     assert logs.impressions is not None
     assert logs.items is not None
     builder = ContextBuilder.fit(logs.impressions, logs.items)
-    return FittedShoppers(builder, size, MOSTLY_ESTIMATES, {}, {}, directory, logs.digest)
+    support = Support.from_impressions(logs.impressions, builder.catalog, None, 1)
+    return FittedShoppers(builder, size, MOSTLY_ESTIMATES, {}, {}, directory, logs.digest, support)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from hawker.agents.config import PageTrainConfig
-from hawker.benchmarks.leaderboard import BASELINES, METRICS, LeaderboardConfig, _figures, bench_leaderboard, metrics
+from hawker.benchmarks.leaderboard import (
+    BASELINES,
+    CONTROL,
+    METRICS,
+    LeaderboardConfig,
+    _figures,
+    bench_leaderboard,
+    metrics,
+)
 from hawker.benchmarks.rollout import Totals, Visits
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
@@ -52,12 +60,16 @@ def row(variant: str, shift: float) -> dict:
         "logging": 10.0,
         "privileged": 30.0 + shift,
         "ppo": 26.0 + shift,
+        "cautious ppo": 24.0,
         "myopic": 20.0,
         "greedy on clicks": 15.0,
     }
     arms = {name: {"reward": rewards.get(name, 12.0), "d7": 0.5} for name in {*rewards, *BASELINES}}
     arms["ppo"]["d7"] = 0.6 + shift / 100
-    return {"variant": variant, "arms": arms, "judged": {"ppo": 24.0 + shift, "logging": 12.0}}
+    if variant == CONTROL:
+        del arms["privileged"]
+    judged = {"ppo": 24.0 + shift, "cautious ppo": 27.0, "logging": 12.0}
+    return {"variant": variant, "arms": arms, "judged": judged}
 
 
 def test_figures_by_hand():
@@ -68,7 +80,10 @@ def test_figures_by_hand():
     assert figures["ppo_minus_myopic.d7"]["value"] == pytest.approx(0.11)
     assert figures["proxy_gap.plain"]["value"] == pytest.approx((4 / 16 + 4 / 18) / 2)
     assert figures["gap"]["value"] == pytest.approx(21.0)
-    assert set(_figures([row("inert", 0.0), row("inert", 1.0)], control=True)) == {"control.d7"}
+    assert figures["ppo.cautious_gap_closed"]["value"] == pytest.approx((14 / 20 + 14 / 22) / 2)
+    assert figures["cautious_minus_ppo.ltv"]["value"] == pytest.approx(-3.0)
+    assert figures["proxy_gap.pessimistic"]["value"] == pytest.approx(1 / 14)
+    assert set(_figures([row(CONTROL, 0.0), row(CONTROL, 1.0)], control=True)) == {"control.d7"}
     assert all(name.startswith("cascade.") for name in _figures([row("cascade", 0.0)], control=False))
 
 
@@ -82,7 +97,7 @@ def test_the_whole_leaderboard_in_small(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HAWKER_HOME", str(tmp_path))
     small = LeaderboardConfig(
         seeds=(1,),
-        variants=(None,),
+        variants=(None, CONTROL),
         shoppers=80,
         followed=30,
         fit=FitConfig(members=1, epochs=1),
@@ -92,7 +107,11 @@ def test_the_whole_leaderboard_in_small(tmp_path: Path, monkeypatch: pytest.Monk
     report = bench_leaderboard(small, lambda _: None)
     json.dumps(report, allow_nan=False)
     arms = report["arms"]["base"]
-    assert set(arms) == {"logging", "ppo", "privileged", *BASELINES}
+    assert set(arms) == {"logging", "ppo", "cautious ppo", "privileged", *BASELINES}
     assert all(set(arm) == set(METRICS) for arm in arms.values())
-    assert len(report["details"][0]["curves"]["ppo"]) == 2
+    assert {name: len(curve) for name, curve in report["details"][0]["curves"].items()} == dict.fromkeys(
+        ("ppo", "cautious ppo", "privileged"), 2
+    )
+    assert set(report["arms"][CONTROL]) == {"logging", "ppo", "cautious ppo", *BASELINES}
+    assert "control.d7" in report["figures"]
     assert {"ppo.gap_closed", "ppo_minus_myopic.ltv"} <= set(report["figures"])

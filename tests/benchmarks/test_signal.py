@@ -36,6 +36,7 @@ from hawker.simulators.config import FitConfig, PlantedEffects
 from hawker.simulators.planted import PlantedWorld
 from hawker.simulators.small import small_tables
 from hawker.simulators.store import FittedShoppers, whole_catalog
+from hawker.simulators.support import Support
 
 TINY = SignalConfig(
     impressions=4_000,
@@ -57,7 +58,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[FittedShoppers, Plan
     seen = builder.from_impressions(impressions)
     contexts = whole_catalog(torch.from_numpy(seen.shopper), torch.from_numpy(seen.affinity))
     world = PlantedWorld(builder, contexts, 3, PlantedEffects(ctr=0.1), seed=5)
-    shoppers = FittedShoppers(builder, 3, FitConfig(), {"train": None}, {}, logs, "")  # type: ignore[dict-item]
+    support = Support.from_impressions(impressions, builder.catalog, None, 1)
+    nothing = {"train": None}
+    shoppers = FittedShoppers(builder, 3, FitConfig(), nothing, {}, logs, "", support)  # type: ignore[arg-type]
     return shoppers, world, contexts
 
 

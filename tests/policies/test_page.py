@@ -333,3 +333,23 @@ def test_a_page_is_a_decision_and_back():
     assert decision.ad.tolist() == [1, EMPTY]
     for part, again in zip(page, PageChoice.of(context, decision), strict=True):
         assert torch.equal(part, again)
+
+
+def test_every_line_has_a_log_probability_of_its_own():
+    """Lines of one page are drawn apart, given its offer; ``log_probs`` sums them."""
+    layout = PageLayout(3, ad=True, offers=2, lines=2)
+    logits = logits_of(layout, 40, 5)
+    mask = torch.rand(40, 5, generator=generator(1)) < 0.5  # some slots stay empty
+    pages = PageDistribution(layout, logits, mask, mask)
+    page = pages.sample(generator(2))
+    each, entropies = pages.each(page)
+    whole, same = pages.log_probs_and_entropies(page)
+    assert each.keys() == whole.keys() == {"slate", "ad", "offer", "copy"}
+    by_hand = logits.line.given(page.offer).log_softmax(1).gather(1, page.lines.where(page.lines != EMPTY, 2))
+    by_hand = by_hand.where(page.slate != EMPTY, 0.0)
+    torch.testing.assert_close(each["copy"], by_hand)
+    torch.testing.assert_close(whole["copy"], by_hand.sum(1))
+    assert (page.slate == EMPTY).any()
+    for name in ("slate", "ad", "offer"):
+        assert torch.equal(each[name], whole[name])
+    assert all(torch.equal(entropies[name], same[name]) for name in entropies)

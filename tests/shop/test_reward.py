@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
-from hawker.shop.reward import COSTS, DOUBTS, WEIGHTS, RewardSpec
+from hawker.shop.reward import BY_SLOT, COSTS, DOUBTS, WEIGHTS, RewardSpec
 
 OUTCOME = Outcome(
     clicked=np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
@@ -204,3 +204,32 @@ def test_a_weight_on_what_the_shoppers_do_not_have(name: str):
     for decision in (None, DECISION):
         with pytest.raises(InputError, match=message):
             RewardSpec(**{name: 0.5}).components(clicks_only, decision)
+
+
+@pytest.mark.parametrize(
+    ("spec", "slots"),
+    [
+        (RewardSpec(), [[0.5, 0.25, 0.0], [0.125, 0.0, 0.0]]),
+        (RewardSpec(response="sampled"), [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
+        (RewardSpec(click=2.0, conversion=4.0), [[1.5, 1.0, 0.0], [0.5, 0.0, 0.0]]),
+        (RewardSpec(click=0.0, ad_income=3.0, revenue=0.1), [[8.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+    ],
+)
+def test_what_slots_earn_by_hand(spec, slots):
+    assert spec.slots(OUTCOME, DECISION, BIDS) == pytest.approx(np.array(slots))
+
+
+@given(
+    st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=4, max_size=4).filter(any),
+    st.sampled_from(["expected", "sampled"]),
+)
+def test_slots_sum_to_the_parts_that_are_theirs(weights, response):
+    """Returns and costs belong to the page."""
+    factors = dict(zip(BY_SLOT, weights, strict=True))
+    spec = RewardSpec(**factors, return_visit=3.0, ad=1.0, offer=1.0, repetition=1.0, response=response)
+    parts = spec.components(OUTCOME, DECISION, BIDS, PREVIOUS)
+    expected = sum(parts[name] for name in BY_SLOT if name in parts)
+    slots = spec.slots(OUTCOME, DECISION, BIDS)
+    assert slots.shape == (2, 3)
+    assert slots.sum(1) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert not slots[DECISION.slate == EMPTY].any()

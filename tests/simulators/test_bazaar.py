@@ -192,7 +192,9 @@ def test_probabilities_agree_with_what_is_drawn(name: str):
     assert not (outcome.converted > outcome.clicked).any()
     assert torch.equal(outcome.revenue, world.price_shown(decision) * outcome.converted)
     ended = world.after_page(same.state, decision, outcome.clicked, outcome.converted)
-    assert float(outcome.leave.float().mean()) == pytest.approx(float(world.leave_probability(ended).mean()), abs=0.01)
+    assert outcome.leave_probability is not None
+    assert torch.equal(outcome.leave_probability, world.leave_probability(ended))
+    assert float(outcome.leave.float().mean()) == pytest.approx(float(outcome.leave_probability.mean()), abs=0.01)
     left = {key: value[outcome.leave] for key, value in ended.items()}
     back = 1 - (1 - world.return_hazard(left, 7)).prod(1)
     days = outcome.days[outcome.leave]

@@ -68,10 +68,12 @@ def oracle(
     came = {name: found[name].flatten() for name in ("clicked", "converted", "revenue") if name in found}
     summary = model.summary(dataclasses.replace(rows, **came))
     memory = model.memory.after(carried, own.state["gap"], own.state["number"], summary)
-    leave = draws[2][:, 0] < calibrated(model.leave_odds(memory, own.state["number"]).sigmoid(), calibration[2])
-    leave |= own.state["number"] + 1 >= longest
+    ends = calibrated(model.leave_odds(memory, own.state["number"]).sigmoid(), calibration[2])
+    ends = ends.masked_fill(own.state["number"] + 1 >= longest, 1.0)
+    leave = draws[2][:, 0] < ends
     hazard = calibrated(model.return_odds(memory).sigmoid(), calibration[3])
     found |= {"leave": leave, "days": torch.where(leave, draw_days(hazard, draws[3][:, 0]), 0.0)}
+    found["leave_probability"] = ends
     return found | {"return_probability": 1 - (1 - hazard[:, :8]).prod(1)}, memory
 
 
@@ -94,7 +96,8 @@ def differences(world: LearnedWorld, batch: Shoppers, decision: Decision, seed: 
                 equal = getattr(outcome, name)[own] == found[name]
                 assert equal.float().mean() > 0.999, f"{name}: a draw next to its probability may go either way"
                 same &= equal.reshape(len(own), -1).all(1)
-        for name in ("click_probability", "conversion_probability", "return_probability", "revenue"):
+        told = ("click_probability", "conversion_probability", "leave_probability", "return_probability", "revenue")
+        for name in told:
             if name in found:
                 torch.testing.assert_close(getattr(outcome, name)[own][same], found[name][same], atol=1e-6, rtol=1e-5)
         if memory is not None:

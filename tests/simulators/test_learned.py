@@ -1,21 +1,20 @@
 """What is particular to a world of learned shoppers; test_world.py holds what all worlds promise."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.simulators.fit import fit
-from hawker.simulators.learned import NEVER, LearnedWorld, draw_days
+from hawker.simulators.learned import NEVER, LearnedWorld
 from hawker.simulators.likelihood import predict_rows
-from hawker.simulators.memory import COUNTS, EDGES, days_at_risk
+from hawker.simulators.memory import COUNTS
 from hawker.simulators.rows import Rows, Timeline
-from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
 from hawker.simulators.world import Shoppers
 
 
@@ -238,7 +237,10 @@ def test_a_world_without_candidates_keeps_the_whole_catalog(journeys, write_logs
 
 
 def test_a_world_remembers_as_its_models_were_taught(lasting):
-    """Played page by page, the state is what the models make of the same history at once."""
+    """Played page by page, the state is what the models make of the same history at once, within whatever range."""
+    models = [unbounded(model) for model in lasting.ensemble.models]
+    ensemble = Ensemble(models, lasting.ensemble.calibration)
+    lasting = LearnedWorld(lasting.builder, ensemble, lasting.arrive(500, seeded(9)).context, 3, lasting.lines)
     n, steps = 60, 7
     batch, pages = lasting.arrive(n, seeded(0)), []
     for step in range(steps):
@@ -287,6 +289,73 @@ def test_a_world_remembers_as_its_models_were_taught(lasting):
         found = torch.cat([last[:, :width], counts], 1)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
         assert not last[:, width:].any()
+
+
+def unbounded(model: ShopperModel) -> ShopperModel:
+    """A copy of a model whose memory has no range."""
+    free = copy.deepcopy(model)
+    free.memory.lowest.fill_(-torch.inf)
+    free.memory.highest.fill_(torch.inf)
+    return free
+
+
+def test_a_memory_stays_within_what_the_log_has_shown(lasting):
+    """Shoppers who see many more pages than the log's would leave its range otherwise."""
+    free = Ensemble([unbounded(model) for model in lasting.ensemble.models], lasting.ensemble.calibration)
+    context = lasting.arrive(500, seeded(9)).context
+    beyond = []
+    for ensemble in (lasting.ensemble, free):
+        world = LearnedWorld(lasting.builder, ensemble, context, 3, lasting.lines)
+        batch, outside = world.arrive(60, seeded(0)), torch.zeros(2)
+        for step in range(30):
+            batch, _ = world.respond(batch, decisions(batch.context, 3, step), seeded(50 + step))
+            for i, model in enumerate(lasting.ensemble.models):  # of either world, by the log's range
+                memory = model.memory
+                assert (memory.lowest < memory.highest).any()
+                sums = batch.state["memory"][batch.member == i, memory.width : memory.width + memory.sums]
+                outside[i] += ((sums < memory.lowest) | (sums > memory.highest)).sum()
+        beyond.append(outside)
+    assert beyond[0].tolist() == [0, 0]
+    assert (beyond[1] > 0).all()
+
+
+def test_leaving_comes_as_often_as_its_probability_says(lasting):
+    batch, left, expected, spread = lasting.arrive(4000, seeded(0)), 0.0, 0.0, 0.0
+    for step in range(3):
+        after, outcome = lasting.respond(batch, decisions(batch.context, 3, step), seeded(step))
+        p = outcome.leave_probability
+        assert p.shape == (4000,)
+        assert ((p > 0) & (p <= 1)).all()
+        left, expected = left + float(outcome.leave.sum()), expected + float(p.sum())
+        spread += float((p * (1 - p)).sum())
+        batch = after.replaced(outcome.gone, lasting.arrive(4000, seeded(100 + step)))
+    assert left == pytest.approx(expected, abs=4 * math.sqrt(spread))
+
+
+def test_a_visit_ends_with_as_many_pages_as_the_longest_of_the_log(lasting, regulars):
+    support = dataclasses.replace(regulars[1].support, visit=torch.tensor(3.0))
+    calibration = lasting.ensemble.calibration.clone()
+    calibration[2, 0] -= 6.0  # nobody leaves before they have to
+    ensemble, context = Ensemble(lasting.ensemble.models, calibration), lasting.arrive(500, seeded(9)).context
+    world = LearnedWorld(lasting.builder, ensemble, context, 3, lasting.lines, support)
+    batch = world.arrive(300, seeded(0))
+    for step in range(7):
+        last = batch.state["number"] == 2
+        after, outcome = world.respond(batch, decisions(batch.context, 3, step), seeded(step))
+        assert (outcome.leave_probability[last] == 1).all()
+        assert outcome.leave[last].all()
+        assert (outcome.leave_probability[~last] < 0.9).all()
+        assert last.float().mean() > 0.5 or step % 3 != 2
+        batch = after
+    free = LearnedWorld(lasting.builder, ensemble, context, 3, lasting.lines)
+    assert (
+        free.respond(
+            dataclasses.replace(batch, state=batch.state | {"number": torch.full((300,), 2.0)}),
+            decisions(batch.context, 3),
+            seeded(0),
+        )[1].leave_probability
+        < 0.9
+    ).all()
 
 
 def test_members_answer_apart(lasting):
@@ -420,63 +489,3 @@ def test_an_offer_above_the_known_tiers_counts_as_the_largest(lasting):
     assert torch.equal(one.click_probability, two.click_probability)
     assert torch.equal(one.revenue, two.revenue)
     assert torch.equal(known.state["memory"], unknown.state["memory"])
-
-
-# Days until the return
-
-
-def hazards(seed: int) -> torch.Tensor:
-    return torch.rand(1, len(EDGES), generator=seeded(seed)) * 0.3
-
-
-def chance(hazard: torch.Tensor, day: int) -> float:
-    """Return P(back on a day) by the likelihood that models are fitted with."""
-    passed, came = days_at_risk(torch.tensor([float(day)]), torch.tensor([1.0]))
-    return math.exp(float((passed * torch.log1p(-hazard) + came * hazard.log()).sum()))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_days_are_drawn_as_the_hazard_says(seed):
-    hazard, n = hazards(seed), 200_000
-    days = draw_days(hazard.expand(n, -1), torch.rand(n, generator=seeded(seed)))
-    for day in (0, 1, 2, 5, 9, 10, 11, 12, 13, 14, 16):
-        p = chance(hazard, day)
-        assert float((days == day).float().mean()) == pytest.approx(p, abs=4 * math.sqrt(p / n) + 1e-5), day
-
-
-@given(seed=st.integers(0, 50), uniform=st.floats(0, 1 - 2**-20))
-def test_a_draw_is_the_inverse_of_the_distribution(seed, uniform):
-    hazard = hazards(seed)
-    day = float(draw_days(hazard, torch.tensor([uniform])))
-    below = sum(chance(hazard, d) for d in range(int(min(day, 400))))
-    assert below <= uniform + 1e-5
-    if day < math.inf:
-        assert uniform <= below + chance(hazard, int(day)) + 1e-5
-
-
-@pytest.mark.parametrize(
-    ("hazard", "uniform", "day"),
-    [
-        (1.0, 0.0, 0),
-        (1.0, 0.999, 0),
-        (0.5, 0.0, 0),
-        (0.5, 0.49, 0),
-        (0.5, 0.51, 1),
-        (0.5, 0.76, 2),
-        (0.0, 0.5, math.inf),
-        (0.0, 0.999999, math.inf),
-        (1e-4, 0.5, math.inf),  # half have not come back after 6,931 days
-        (1e-4, 0.01, 100),
-        (0.01, 0.99, math.inf),  # the hundredth that comes after 458 days
-    ],
-)
-def test_days_by_hand(hazard, uniform, day):
-    assert float(draw_days(torch.full((1, len(EDGES)), hazard), torch.tensor([uniform]))) == day
-
-
-def test_beyond_a_year_nobody_is_waited_for():
-    hazard = torch.full((1, len(EDGES)), 0.004)
-    uniform = torch.linspace(0, 0.999, 2000)
-    days = draw_days(hazard.expand(2000, -1), uniform)
-    assert days[~days.isinf()].max() == NEVER
-    assert (days.isinf() == (uniform > 1 - 0.996 ** (NEVER + 1))).float().mean() > 0.999

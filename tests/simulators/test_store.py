@@ -21,6 +21,7 @@ FILES = [
     "train-arrivals.safetensors",
     "judge-arrivals.safetensors",
     "items.safetensors",
+    "support.safetensors",
     "shoppers.json",
     "config.yaml",
     "fidelity.json",
@@ -58,6 +59,9 @@ def test_shoppers_who_come_back_are_read_back_whole(regulars, tmp_path):
     again = load_shoppers(tmp_path / "again", CPU)
     assert again.lines.texts == shoppers.lines.texts == ("big sale today", "last ones left", "made by hand")
     assert np.array_equal(again.lines.scaled, shoppers.lines.scaled)
+    assert again.support.visit == shoppers.support.visit > 1
+    assert min(len(counts) for counts in (again.support.lines, again.support.offers)) == 3
+    assert all(torch.equal(getattr(again.support, name), counts) for name, counts in vars(shoppers.support).items())
     for role in ("train", "judge"):
         one, other = shoppers.ensembles[role], again.ensembles[role]
         assert one.models[0].recorded == other.models[0].recorded
