@@ -124,7 +124,7 @@ def _whole(path: Path, kind: str) -> bool:
     return True
 
 
-def _memory_mib(process: int | str, entry: str) -> float:
+def memory_mib(process: int | str, entry: str) -> float:
     """Return a process's memory from Linux' own account, 0 where there is none: "VmRSS" now, "VmHWM" at its largest."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -149,8 +149,8 @@ class _Watch(threading.Thread):
         while os.getppid() == self._parent:
             processes: list[int | str] = ["self"]
             processes += [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-            now = sum(_memory_mib(process, "VmRSS") for process in processes)
-            self.peak_mib = max(self.peak_mib, now, _memory_mib("self", "VmHWM"))
+            now = sum(memory_mib(process, "VmRSS") for process in processes)
+            self.peak_mib = max(self.peak_mib, now, memory_mib("self", "VmHWM"))
             time.sleep(1.0)
         os._exit(1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 
 from hawker.agents.config import PageTrainConfig
 from hawker.agents.page_ppo import page_ppo
+from hawker.benchmarks.fidelity_artefacts import memory_mib
 from hawker.envs.page import STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.shop.devices import choose_threads
@@ -88,4 +88,4 @@ def learn(shop: Callable[[], LearnedWorld], learning: Learning) -> tuple[list[fl
     model.learn(pages * (WARM_UP + learning.rollouts), callback=clock)
     times = clock.times[WARM_UP:]
     rates = [pages / (end - start) for start, end in itertools.pairwise(times)]
-    return rates, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return rates, memory_mib("self", "VmHWM")  # what getrusage says counts the parent's, too
