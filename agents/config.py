@@ -66,7 +66,7 @@ class PageTrainConfig:
         learning_rate: Adam's step size.
         final_rate: Share of it that is left at the end, 0 to 1; it falls evenly. Limits are held as exactly as the
             last steps are small.
-        clip: PPO's clipping range of the probability ratio of a whole page.
+        clip: PPO's clipping range of the probability ratio of each part of a page, lines slot by slot.
         entropy: Weight of the page's entropy (nats, tens of them for a full slate) beside the advantages.
         discount: Discount from one page to the next, beside the reward's own discount per day.
         trace: Lambda of the generalised advantage estimate, 0 to 1.

@@ -2,8 +2,9 @@
 
 What differs from stable-baselines3: the environment is stepped as tensors and its truncations get their value estimate
 in one batch; each page has its own discount, by the days that pass; rewards reach the critic in units of the returns'
-running root mean square; advantages are normalised over a rollout or not at all; minibatches have a generator of their
-own.
+running root mean square; advantages are normalised over a rollout or not at all; every part of a page has a ratio, a
+clip and an advantage of its own, from which the luck of drawn leaving and returning is taken out; minibatches have a
+generator of their own.
 """
 
 from __future__ import annotations

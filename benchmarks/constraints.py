@@ -21,11 +21,10 @@ from hawker.agents.page_ppo import page_ppo
 from hawker.benchmarks.fidelity import finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.rollout import rollout
-from hawker.benchmarks.signal import over_seeds
+from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.envs.page import STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page_actor import PageStrategy
-from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure, figure
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld
@@ -88,8 +87,7 @@ def bench_constraints(config: ConstraintsConfig, told: Told) -> dict[str, Any]:
     Raises:
         InputError: No seeds, or a fit that failed.
     """
-    if not config.seeds or min(config.seeds) < 0:
-        raise InputError("bad seeds", where="constraints.seeds", got=config.seeds, expected="numbers from 0")
+    require_seeds(config.seeds, "constraints.seeds")
     world = BazaarWorld(load_bazaar(), _CPU)
     details = []
     for seed in config.seeds:

@@ -23,7 +23,7 @@ from hawker.benchmarks.fidelity_heads import happened, make_swaps, probe_ensembl
 from hawker.benchmarks.fidelity_history import expected_by_history
 from hawker.benchmarks.fidelity_texts import cold_items, copy_effects
 from hawker.benchmarks.fidelity_value import all_arms, evaluate, value_figures, visit_counts, visit_figures
-from hawker.benchmarks.signal import over_seeds
+from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.policies.shopkeeper import Shopkeeper
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure
@@ -191,8 +191,7 @@ def _check(config: FidelityConfig) -> None:
     for name, low in least.items():
         if getattr(config, name) < low:
             raise InputError("too few", where=f"fidelity.{name}", got=getattr(config, name), expected=f"at least {low}")
-    if not config.seeds or not all(0 <= seed < 2**31 for seed in config.seeds):
-        raise InputError("bad seeds", where="fidelity.seeds", got=config.seeds, expected="one or more, 0 to 2**31 - 1")
+    require_seeds(config.seeds, "fidelity.seeds")
 
 
 def _figure(name: str, rows: list[dict[str, float]], details: list[dict[str, Any]]) -> Figure:

@@ -26,7 +26,7 @@ from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.rollout import Totals, rollout
-from hawker.benchmarks.signal import over_seeds
+from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.truth import TruthWorld
 from hawker.envs.page import Parts, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
@@ -35,7 +35,6 @@ from hawker.policies.clicks import ClickModel, ClickRows
 from hawker.policies.page_actor import PageStrategy
 from hawker.policies.protocol import Strategy
 from hawker.policies.shopkeeper import Habits, Scores, Shopkeeper
-from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure
 from hawker.shop.logs import read_logs
 from hawker.shop.reward import RewardSpec
@@ -108,8 +107,7 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
     Raises:
         InputError: No seeds, a bad variant, or a fit that failed.
     """
-    if not config.seeds or min(config.seeds) < 0:
-        raise InputError("bad seeds", where="leaderboard.seeds", got=config.seeds, expected="numbers from 0")
+    require_seeds(config.seeds, "leaderboard.seeds")
     details: list[dict[str, Any]] = []
     for variant in config.variants:
         world = BazaarWorld(load_bazaar(variant), _CPU)

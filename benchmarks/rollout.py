@@ -43,6 +43,7 @@ class Totals:
         pages: Pages seen.
         back: P(the second visit begins within 7 days of the first one's end), 0 where a world knows no returns.
         exposure: How often each item was shown to anybody, shape (I,).
+        offers: Pages of each discount tier, shape (T,); those without a decision on offers count as tier 0.
         visits: Every visit.
     """
 
@@ -55,6 +56,7 @@ class Totals:
     pages: Tensor
     back: Tensor
     exposure: Tensor
+    offers: Tensor
     visits: Visits
 
     def reward(self, click: float = 1.0, purchase: float = 5.0) -> Tensor:
@@ -78,7 +80,7 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
     visit, pages, clicks = (torch.zeros_like(who) for _ in range(3))
     names = ("clicks", "purchases", "revenue", "ad_income", "ads", "impressions", "pages", "back")
     totals = {name: torch.zeros(shoppers, device=world.device) for name in names}
-    exposure = torch.zeros(len(world.bids), device=world.device)
+    exposure, offers = torch.zeros(len(world.bids), device=world.device), torch.zeros(world.offers, device=world.device)
     ended: list[tuple[Tensor, ...]] = []
     while len(who):
         decision = strategy.propose(here.context, generator)
@@ -90,6 +92,8 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
             totals["back"].index_add_(0, who, outcome.return_probability * (leave & (visit == 0)))
         shown = decision.slate != EMPTY
         exposure.index_add_(0, decision.slate.clamp(min=0).flatten(), shown.float().flatten())
+        tier = torch.zeros_like(who) if decision.offer is None else decision.offer.clamp(max=world.offers - 1)
+        offers += torch.bincount(tier, minlength=world.offers)
         pages, clicks = pages + 1, clicks + outcome.clicked.sum(1).long()
         ended.append(tuple(part[leave] for part in (who, visit, pages, clicks)))
         visit, pages, clicks = visit + leave, pages.masked_fill(leave, 0), clicks.masked_fill(leave, 0)
@@ -99,7 +103,7 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
         here = here.take(stay)
         who, day, visit, pages, clicks = (part[stay] for part in (who, day, visit, pages, clicks))
     visits = Visits(*(torch.cat(part) for part in zip(*ended, strict=True)))
-    return Totals(**totals, exposure=exposure, visits=visits)
+    return Totals(**totals, exposure=exposure, offers=offers, visits=visits)
 
 
 def _of_page(world: World, decision: Decision[Tensor], outcome: Outcome[Tensor]) -> dict[str, Tensor]:

@@ -131,8 +131,7 @@ def _check(config: SignalConfig) -> None:
     for name, value, low in (("impressions", config.impressions, LEAST_ROWS), ("repeats", config.repeats, 1)):
         if value < low:
             raise InputError("too few", where=f"signal.{name}", got=value, expected=f"at least {low}")
-    if not config.seeds or not all(0 <= seed < 2**62 for seed in config.seeds):
-        raise InputError("bad seeds", where="signal.seeds", got=config.seeds, expected="one or more, 0 to 2**62 - 1")
+    require_seeds(config.seeds, "signal.seeds", 62)
     if not 0 < config.effects.ctr < 1:  # NaN too
         raise InputError("not a click rate", where="signal.ctr", got=config.effects.ctr, expected="between 0 and 1")
 
@@ -261,6 +260,16 @@ def share_figure(count: int, n: int) -> Figure:
     """Return a share with its exact binomial interval (Clopper and Pearson, 1934)."""
     interval = scipy.stats.binomtest(count, n).proportion_ci()
     return figure(count / n, interval.low, interval.high, n, "share of repeats")
+
+
+def require_seeds(seeds: tuple[int, ...], where: str, bits: int = 31) -> None:
+    """Refuse seeds that a benchmark cannot use.
+
+    Raises:
+        InputError: There are none, or one is below 0 or has more bits.
+    """
+    if not seeds or not all(0 <= seed < 2**bits for seed in seeds):
+        raise InputError("bad seeds", where=where, got=seeds, expected=f"one or more, 0 to 2**{bits} - 1")
 
 
 def over_seeds(values: list[float], unit: str) -> Figure:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,6 @@ class Support:
         longest = torch.tensor(float(pages.groupby("visit_id").size().max()))
         return cls(count(item, n_items), count(ad, n_items), count(line, bank), count(tier, offers), longest)
 
-    def to(self, device: torch.device) -> Support:
-        """Return the counts on a device."""
-        return Support(*(counts.to(device) for counts in vars(self).values()))
-
     def missing(self, decision: Decision[Tensor]) -> Tensor:
         """Return how many of each page's impressions the log does not support, shape (B,), from 0 to K.
 
@@ -75,19 +72,28 @@ class Support:
         was shown n times is missing by 1 - n / 50, and not at all from 50 times on.
         """
         slate = decision.slate
-        found = _unknown(self.items, slate)
+        items, ads, lines, offers = self._unknown
+        found = _share(items, slate)
         if decision.ad is not None:
             ad = decision.ad[:, None] == torch.arange(slate.shape[1], device=slate.device)
-            found = torch.maximum(found, _unknown(self.ads, slate.masked_fill(~ad, EMPTY)))
+            found = torch.maximum(found, _share(ads, slate.masked_fill(~ad, EMPTY)))
         if decision.copy is not None:
-            found = torch.maximum(found, _unknown(self.lines, decision.copy))
+            found = torch.maximum(found, _share(lines, decision.copy))
         if decision.offer is not None:
-            found = torch.maximum(found, _unknown(self.offers, decision.offer[:, None]))
+            found = torch.maximum(found, _share(offers, decision.offer[:, None]))
         return (found * (slate != EMPTY)).sum(1)
+
+    @cached_property
+    def _unknown(self) -> list[Tensor]:
+        """How much is missing of each item, ad, line and tier; then all of what has no count, and nothing of none."""
+        return [
+            torch.cat([(1.0 - counts / ENOUGH).clamp(min=0.0), counts.new_tensor([1.0, 0.0])])
+            for counts in (self.items, self.ads, self.lines, self.offers)
+        ]
 
     def save(self, path: Path) -> None:
         """Write the counts."""
-        save_file({name: counts.cpu() for name, counts in vars(self).items()}, path)
+        save_file({field.name: getattr(self, field.name).cpu() for field in fields(self)}, path)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Support:
@@ -95,7 +101,6 @@ class Support:
         return cls(**load_file(path, device=str(device)))
 
 
-def _unknown(counts: Tensor, shown: Tensor) -> Tensor:
-    """Return how much is missing of each value shown (B, n); nothing of ``EMPTY``, all of what has no count."""
-    missing = torch.cat([(1.0 - counts / ENOUGH).clamp(min=0.0), counts.new_tensor([1.0, 0.0])])
-    return missing[shown.clamp(max=len(counts))]
+def _share(unknown: Tensor, shown: Tensor) -> Tensor:
+    """Return how much is missing of each value shown (B, n), from a table of ``Support._unknown``."""
+    return unknown[shown.clamp(max=len(unknown) - 2)]

@@ -35,6 +35,7 @@ def test_metrics_by_hand():
         pages=t([3.0, 1.0]),
         back=t([0.75, 0.25]),
         exposure=t([8.0, 8.0, 0.0, 0.0]),
+        offers=t([3.0, 1.0]),
         visits=visits,
     )
     got = metrics(totals, RewardSpec(click=1.0, conversion=5.0))

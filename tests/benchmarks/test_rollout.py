@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
@@ -62,6 +63,19 @@ class Fixed:
     def propose(self, context: Context[Tensor], generator: torch.Generator) -> Decision[Tensor]:
         n = len(context.mask)
         return Decision(torch.tensor([[0, -1]]).expand(n, 2), torch.zeros(n), ad=torch.zeros(n).long())
+
+
+class Offering(Fixed):
+    def propose(self, context: Context[Tensor], generator: torch.Generator) -> Decision[Tensor]:
+        offer = torch.arange(len(context.mask)) % 2 * 4  # every second one the deepest, beyond what the world knows
+        return dataclasses.replace(super().propose(context, generator), offer=offer)
+
+
+def test_pages_are_counted_by_offer(bazaar: BazaarWorld) -> None:
+    world = Clockwork(bazaar.builder, offers=3)
+    assert rollout(world, Fixed(), 3, 28, torch.Generator()).offers.tolist() == [14.0, 0.0, 0.0]
+    # Three shoppers on the first two pages, then two on four more.
+    assert rollout(world, Offering(), 3, 28, torch.Generator()).offers.tolist() == [8.0, 0.0, 6.0]
 
 
 def test_totals_by_hand(bazaar: BazaarWorld) -> None:
