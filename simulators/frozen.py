@@ -85,7 +85,7 @@ class FrozenModel:
             blocks = [*parts[0], *parts[-1][::-1]] if len(heads) > 1 else [*parts[0][::-1]]
             if model.memory is not None:
                 assert model.memory.line is not None
-                blocks.append(model.memory.line(model.line_vectors))
+                blocks.append(model.memory.line(model.heard()))
             self.lines = nn.functional.pad(torch.cat(blocks, 1), (0, 0, 1, 0)).contiguous()
         self.people = _People(model, self.buys, self.query)
         self.in_view = None if model.in_view is None else FrozenView(model.in_view, items, model.size)

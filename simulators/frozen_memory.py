@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hawker.simulators.frozen_pages import Came, Carried, Page
-from hawker.simulators.memory import CLASSES, COUNTS, MOODS, Memory
+from hawker.simulators.memory import CLASSES, COUNTS, MOOD_SCALE, MOODS, Memory
 from hawker.simulators.shopper import ShopperModel
 
 Weights: TypeAlias = tuple[Tensor, Tensor]
@@ -94,7 +94,7 @@ class FrozenMemory:
         """Return weights of the readable form, transposed, for the form of ``_readable``."""
         width = [self.width, self.surprises, self.surprises, CLASSES, MOODS]
         unit, surprises, means, shares, moods, rest = weight.split([*width, weight.shape[1] - sum(width)], 1)
-        rows = torch.cat([unit, surprises / 4.0, torch.zeros_like(shares), moods, means, shares, rest], 1)
+        rows = torch.cat([unit, surprises / 4.0, torch.zeros_like(shares), MOOD_SCALE * moods, means, shares, rest], 1)
         return rows.T.contiguous()
 
     def _readable(self, memory: Tensor, shares: Tensor, share: Tensor) -> list[Tensor]:

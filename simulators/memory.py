@@ -19,8 +19,8 @@ EDGES = (*range(11), 12, 14, 17, 21, 26, 32, 40, 50, 64)
 class Memory(nn.Module):
     """What is carried from page to page: a gated recurrent unit, running sums, latent classes, and counts.
 
-    The unit (Cho et al. 2014, arXiv 1406.1078) reads which items were shown, clicked and bought, under which lines of
-    copy and offers, whether one was an ad, and how long ago the page before was. Surprises are clicks minus what was
+    The unit (Cho et al. 2014, arXiv 1406.1078) reads which items were shown, clicked and bought, under what kind of
+    lines of copy (see ``ShopperModel.heard``) and offers, whether one was an ad, and how long ago the page before was. Surprises are clicks minus what was
     expected of anybody with these features, times the tastes of what was shown: the gradient of the log-likelihood in
     the shopper's own tastes, slowly forgotten, as in score-driven models (Creal, Koopman, Lucas 2013, Journal of
     Applied Econometrics 28 (5)). Classes of shoppers have tastes of their own (Kamakura and Russell 1989, Journal of
@@ -90,7 +90,7 @@ class Memory(nn.Module):
         mean = surprises / (2.0 + pages[:, None] / 8.0)
         rate = (visits + 0.5).log() - (days + 7.0).log()
         totals = torch.stack([visits.log1p() / 2.0, days.log1p() / 3.0, rate / 2.0], 1)
-        return torch.cat([unit, surprises / 4.0, mean, classes.softmax(1), moods, totals], 1)
+        return torch.cat([unit, surprises / 4.0, mean, classes.softmax(1), MOOD_SCALE * moods, totals], 1)
 
     def _wished(self, sums: Tensor, pages: Tensor) -> Tensor:
         """Return changes of tastes, shape (P, wishes), from running sums (P, >= wishes) and pages seen (P, 1).
@@ -233,6 +233,9 @@ CLOCK = 5
 
 MOODS = 8
 """Running sums of what a linear layer makes of pages."""
+
+MOOD_SCALE = 6.0
+"""Moods as they are read: what pages do to them is small, and what they do is not to be shrunk twice."""
 
 
 def leaky_sums(values: Tensor, keep: Tensor, start: Tensor) -> Tensor:

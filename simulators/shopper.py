@@ -19,6 +19,9 @@ from hawker.simulators.rows import Rows
 HEADS = ("click", "conversion", "leave", "return")
 """What is calibrated, in the order of ``Ensemble.calibration``."""
 
+HEARD_SCALE = 5.0
+"""Brings what lines do to log-odds, tenths, to the size of other inputs."""
+
 
 class ShopperModel(nn.Module):
     """One member: P(click) = P(examined | position) x P(click | examined, history, shopper, item and its page).
@@ -79,13 +82,18 @@ class ShopperModel(nn.Module):
         self.memory = None
         self.leave = self.back = None
         if recorded.timeline:
-            line_width = 0 if lines is None else lines.vectors.shape[1]
+            line_width = 0 if lines is None else (architecture.hidden + 1) * (2 if recorded.conversions else 1)
             surprises = OTHER_SURPRISES + architecture.hidden * (1 if lines is None else 2)
             self.memory = Memory(builder, line_width, recorded.offers, size, architecture.memory, surprises)
             self.leave = Leave(self.memory.readable_width + 1)
             if recorded.returns:
                 self.back = Return(self.memory.readable_width)
         first_weights(self, generator)
+
+    @property
+    def heads(self) -> list[Appeal]:
+        """The heads of clicks and, where there are any, of purchases."""
+        return [head for head in (self.click, self.conversion) if head is not None]
 
     def scaled(self, shopper: Tensor) -> Tensor:
         """Return shopper features (B, D) centred and scaled."""
@@ -150,8 +158,7 @@ class ShopperModel(nn.Module):
 
     def item_parts(self) -> Tensor:
         """Return what ``item_odds`` needs of every item, shape (n_items, parts)."""
-        heads = [head for head in (self.click, self.conversion) if head is not None]
-        return torch.cat([head.items(self.item_vectors) for head in heads], 1)
+        return torch.cat([head.items(self.item_vectors) for head in self.heads], 1)
 
     def item_odds(self, person: Tensor, parts: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the ``items`` of ``tables`` for some items alone, both (P, C).
@@ -212,10 +219,22 @@ class ShopperModel(nn.Module):
         odds: Tensor = self.back(self.memory.readable(after))
         return odds
 
+    def heard(self) -> Tensor | None:
+        """Return what the memory reads of every line, shape (n_lines, width); None without lines.
+
+        Not its text, but what it does to clicks and purchases, beside any line at all: clicks, which are many, tell
+        which lines are alike, and what such lines do later is learned from all of them together.
+        """
+        if self.line_vectors is None:
+            return None
+        layers = [layer for head in self.heads for layer in (head.line_taste, head.line_effect)]
+        parts = [nn.functional.linear(self.line_vectors, layer.weight) for layer in layers]
+        return HEARD_SCALE * torch.cat(parts, 1).detach()
+
     def summary(self, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
         """Return what the memory reads of pages that were answered, shape (P, width)."""
         assert self.memory is not None
-        read = self.memory.summary(rows, self.item_vectors, self.line_vectors, keep_own)
+        read = self.memory.summary(rows, self.item_vectors, self.heard(), keep_own)
         anybody = nn.functional.pad(self.scaled(rows.shopper), (0, TOLD + self.memory.wishes))
         clicked = rows.clicked
         bought = torch.zeros_like(clicked) if rows.converted is None else rows.converted.nan_to_num()

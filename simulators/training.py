@@ -221,7 +221,7 @@ HISTORY_SCALES = {
     "item_taste": 0.05,
     "line_taste": 0.1,
     "memory.item": 0.4,
-    "memory.line": 0.4,
+    "memory.line": 2.0,
     "mood": 0.5,
     "classes": 0.3,
     "memory": 0.25,
