@@ -278,12 +278,13 @@ class TensorRolloutBuffer(DictRolloutBuffer):
             return value.dtype
         return torch.int16 if largest < 2**15 else torch.int32
 
-    def finish(self, last_values: Tensor, returns: ReturnScale) -> None:
+    def finish(self, last_values: Tensor, returns: ReturnScale, actor_learns: bool) -> None:
         """Compute returns and advantages once the rollout is full.
 
         Args:
             last_values: Of the pages after the last, shape (N,).
             returns: Takes in the rollout, and then says in what unit rewards are.
+            actor_learns: Otherwise no part of a page has an advantage.
         """
         kept = self._kept
         ended, earned = kept["ended"], kept["rewards"] - kept["penalties"]
@@ -301,7 +302,8 @@ class TensorRolloutBuffer(DictRolloutBuffer):
         slots = kept["slots"] / returns.unit
         kept["returns"] = torch.cat([(advantages + values)[:, :, None], slots], 2)
         spread = advantages.std() + 1e-8 if self._normalise else returns.first / returns.unit
-        kept["advantages"] = self._credit((advantages - advantages.mean()) / spread, (slots - expected) / spread)
+        credit = self._credit((advantages - advantages.mean()) / spread, (slots - expected) / spread)
+        kept["advantages"] = credit * actor_learns
         for name, value in (("rewards", kept["rewards"]), ("values", values), ("returns", kept["returns"][:, :, 0])):
             setattr(self, name, value.cpu().numpy())
 
@@ -372,9 +374,14 @@ def _luck(delta: Tensor, chances: Tensor) -> Tensor:
 
 
 class PagePPO(PPO):
-    """stable-baselines3's PPO with rollouts on the device; its policy is a ``PageActorCriticPolicy``."""
+    """stable-baselines3's PPO with rollouts on the device; its policy is a ``PageActorCriticPolicy``.
+
+    Attributes:
+        critic_first: First pages, which tell the actor nothing.
+    """
 
     policy: PageActorCriticPolicy
+    critic_first: int
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -430,7 +437,8 @@ class PagePPO(PPO):
             if not callback.on_step():
                 return False
         with torch.no_grad():
-            rollout_buffer.finish(self.policy.predict_values(here)[:, 0], self.policy.returns)
+            last_values, learns = self.policy.predict_values(here)[:, 0], self.num_timesteps > self.critic_first
+            rollout_buffer.finish(last_values, self.policy.returns, learns)
         finite(rollout_buffer.rewards)
         self._last_obs = cast(Any, here)
         for name, total in totals.items():
@@ -462,7 +470,7 @@ def page_ppo(
         raise InputError("a constraint on what is not chosen", where="train.constraints", got=parts, expected=expected)
     made_of = {"layout": shop.layout.page, "builder": shop.world.builder, "hidden": config.hidden, "seed": config.seed}
     bids = shop.world.bids.cpu().numpy()
-    return PagePPO(
+    model = PagePPO(
         PageActorCriticPolicy,
         env,
         learning_rate=lambda left: config.learning_rate * (config.final_rate + (1 - config.final_rate) * left),
@@ -482,3 +490,5 @@ def page_ppo(
         vf_coef=(1 + shop.layout.size) / 2,  # the loss is a mean over the page's value and those of its slots
         device=shop.world.device,
     )
+    model.critic_first = config.critic_first
+    return model

@@ -20,14 +20,14 @@ class Memory(nn.Module):
     """What is carried from page to page: a gated recurrent unit, running sums, latent classes, and counts.
 
     The unit (Cho et al. 2014, arXiv 1406.1078) reads which items were shown, clicked and bought, under what kind of
-    lines of copy (see ``ShopperModel.heard``) and offers, whether one was an ad, and how long ago the page before was. Surprises are clicks minus what was
-    expected of anybody with these features, times the tastes of what was shown: the gradient of the log-likelihood in
-    the shopper's own tastes, slowly forgotten, as in score-driven models (Creal, Koopman, Lucas 2013, Journal of
-    Applied Econometrics 28 (5)). Classes of shoppers have tastes of their own (Kamakura and Russell 1989, Journal of
-    Marketing Research 26 (4)); which of them a shopper is of is followed by Bayes' rule, from the likelihood of their
-    clicks, and slowly forgotten too, since tastes drift. Moods are running sums of what a linear layer makes of each
-    page and of how well its clicks and purchases met the wishes held before. All sums fade page by page and day by day.
-    Counts are of visits, days and pages.
+    lines of copy (see ``ShopperModel.heard``) and offers, whether one was an ad, and how long ago the page before was.
+    Surprises are clicks minus what was expected of anybody with these features, times the tastes of what was shown: the
+    gradient of the log-likelihood in the shopper's own tastes, slowly forgotten, as in score-driven models (Creal,
+    Koopman, Lucas 2013, Journal of Applied Econometrics 28 (5)). Classes of shoppers have tastes of their own (Kamakura
+    and Russell 1989, Journal of Marketing Research 26 (4)); which of them a shopper is of is followed by Bayes' rule,
+    from the likelihood of their clicks, and slowly forgotten too, since tastes drift. Moods are running sums of what a
+    linear layer makes of each page and of how well its clicks and purchases met the wishes held before. All sums fade
+    page by page and day by day. Counts are of visits, days and pages.
 
     Attributes:
         hidden: Entries of what is carried, H.

@@ -19,7 +19,7 @@ from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.features import FeatureSchema
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.learned import NEVER
-from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOODS, TOLD, clock_of
+from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, TOLD, Memory, clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.world import Shoppers, World
@@ -72,7 +72,7 @@ class ReadWorld:
         self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + self._memory.wishes
         self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK
-        self.builder = ContextBuilder(_with_history(builder.shopper, self._history), builder.catalog)
+        self.builder = ContextBuilder(_with_history(builder.shopper, self._told, self._memory), builder.catalog)
         self._columns, self._known = (
             torch.from_numpy(part).to(world.device) for part in _columns(world.builder.shopper, builder.shopper)
         )
@@ -148,11 +148,21 @@ class ReadWorld:
         return (value * worth).clamp(min=1e-6).log()
 
 
-def _with_history(schema: FeatureSchema, width: int) -> FeatureSchema:
-    """Return the schema with the reader's columns after the logs' numbers; they are near unit scale as they are."""
+def _with_history(schema: FeatureSchema, told: int, memory: Memory) -> FeatureSchema:
+    """Return the schema with the reader's columns after the logs' numbers.
+
+    They are near unit scale as they are, but moods: these are brought there by their range over the log.
+    """
+    width = told + CLASSES + MOODS + COUNTS + CLOCK
+    mean, scale = torch.zeros(width), torch.ones(width)
+    low, high = (MOOD_SCALE * bound[-MOODS:].cpu() for bound in (memory.lowest, memory.highest))
+    moods = slice(told + CLASSES, told + CLASSES + MOODS)
+    known = low.isfinite() & high.isfinite() & (low < high)
+    mean[moods] = torch.where(known, (low + high) / 2, 0.0)
+    scale[moods] = torch.where(known, (high - low) / 4, 1.0)
     names = tuple(f"history.{i}" for i in range(width))
-    none, one = (0.0,) * len(names), (1.0,) * len(names)
-    return FeatureSchema(schema.numeric + names, schema.mean + none, schema.scale + one, schema.categories)
+    columns = schema.numeric + names, schema.mean + tuple(mean.tolist()), schema.scale + tuple(scale.tolist())
+    return FeatureSchema(*columns, schema.categories)
 
 
 def _columns(world: FeatureSchema, reader: FeatureSchema) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

@@ -173,7 +173,7 @@ def test_a_rollout_with_luck_and_penalties_by_hand(tiny_shop, parts):
     for page in range(steps):
         buffer.put({}, **{name: value[page] for name, value in drawn.items()})
     scale, last = ReturnScale(n), draw()[0]
-    buffer.finish(last, scale)
+    buffer.finish(last, scale, actor_learns=True)
     kept = {name: value.double().numpy() for name, value in drawn.items()}
     unit, worth = float(scale.unit), kept["values"][:, :, 0]
     after = np.concatenate([worth[1:], last.double().numpy()[None]])
@@ -337,6 +337,20 @@ def test_a_world_whose_answer_is_no_number_teaches_nothing(tiny_shop, value):
 
 def weights_of_actor(model):
     return torch.cat([value.detach().flatten() for value in model.policy.actor.parameters()])
+
+
+def test_the_first_pages_teach_the_critic_alone(tiny_shop):
+    """The actor stays where it is without an entropy to follow, and learns from the rollout after them on."""
+    config = dataclasses.replace(SMALL, entropy=0.0, critic_first=2 * SMALL.shoppers * SMALL.pages)
+    model = model_of(tiny_shop(), config)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    model.learn(config.critic_first)
+    after = model.policy.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert "critic" in moved
+    assert "actor" not in moved
+    model.learn(SMALL.shoppers * SMALL.pages, reset_num_timesteps=False)
+    assert not torch.equal(model.policy.actor.offer.weight, before["actor.offer.weight"])
 
 
 def test_training_for_entropy_alone_flattens_the_page(tiny_shop):

@@ -1,5 +1,6 @@
 """What a reader tells of a world's shoppers: the memory of what they were seen to do, and nothing else."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -12,9 +13,9 @@ from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.learned import LearnedWorld
-from hawker.simulators.memory import clock_of
+from hawker.simulators.memory import CLASSES, MOOD_SCALE, MOODS, clock_of
 from hawker.simulators.pages import shown_rows
-from hawker.simulators.reader import ReadWorld, _columns
+from hawker.simulators.reader import ReadWorld, _columns, _with_history
 from hawker.simulators.shopper import calibrated
 
 REWARD = RewardSpec(conversion=5.0)
@@ -116,3 +117,19 @@ def test_a_reader_needs_a_memory_and_the_same_items(shoppers, lasting):
         ReadWorld(flat, flat.builder, flat.ensemble, REWARD)
     with pytest.raises(ValueError, match="does not sell"):
         ReadWorld(BazaarWorld(load_bazaar(None), torch.device("cpu")), lasting.builder, lasting.ensemble, REWARD)
+
+
+def test_moods_come_near_unit_scale(lasting, read):
+    """Their range over the log becomes -2 to 2; a memory that knows no range leaves them as they are."""
+    start = read._numbers + read._told + CLASSES
+    moods = slice(start, start + MOODS)
+    memory, schema = read.model.memory, read.builder.shopper
+    for bound, at in ((memory.lowest, -2.0), (memory.highest, 2.0)):
+        scaled = (MOOD_SCALE * bound[-MOODS:].numpy() - schema.centre[moods]) / schema.spread[moods]
+        np.testing.assert_allclose(scaled, at, rtol=1e-4)
+    memory = copy.deepcopy(memory)
+    memory.lowest.fill_(-torch.inf)
+    memory.highest.fill_(torch.inf)
+    plain = _with_history(lasting.builder.shopper, read._told, memory)
+    assert not plain.centre[moods].any()
+    assert (plain.spread[moods] == 1).all()
