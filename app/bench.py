@@ -140,6 +140,26 @@ def run_exploits(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], 
     return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "exploits", *options])}
 
 
+def run_writer(
+    model: str, seeds: tuple[int, ...], ablations: bool, quick: bool, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run ``hawker bench writer``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The model or the seeds cannot be used, or there is no trl.
+    """
+    if importlib.util.find_spec("trl") is None:
+        raise InputError("the writer needs trl", where="bench writer", remedy="run pip install 'hawker[train]'")
+    from hawker.benchmarks import writer  # trl need not be there for the other benchmarks
+
+    threads = choose_threads()
+    config = replace(writer.QUICK, seeds=seeds[:1]) if quick else writer.WriterConfig(seeds=seeds)
+    report = writer.bench_writer(replace(config, model=model), progress, ablations=ablations)
+    options = [*(["--quick"] if quick else []), *(["--ablations"] if ablations else []), "--model", model]
+    command = shlex.join(["hawker", "bench", "writer", *options, "--seeds", *map(str, config.seeds)])
+    return {**report, "machine": machine(threads), "command": command}
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Describe what figures were measured on."""
     import os

@@ -111,7 +111,7 @@ class BenchLeaderboard:
 
     variants: tuple[str, ...] = ("base", "inert")
     seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
-    steps: int = 500_000
+    steps: int = 1_200_000
     quick: bool = False
     json: Json = None
 
@@ -170,6 +170,34 @@ class BenchExploits:
         write_report(self.json, report)
 
 
+@dataclass(frozen=True)
+class BenchWriter:
+    """Train a language model on a log's copy and against learned shoppers, and judge its lines in the gold world.
+
+    Args:
+        model: The language model: a fetched name, a directory or a hub id.
+        seeds: One log, fit, writer and judgement each. Logs and fits are kept under $HAWKER_HOME/bench.
+        ablations: Train writers without pessimism, without KL, and on drawn clicks too.
+        quick: One small log and two steps of each training, for a look.
+    """
+
+    model: str = "smollm2-135m"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    ablations: bool = False
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_writer
+
+        report = run_writer(self.model, self.seeds, self.ablations, self.quick, console().print)
+        for sample in report["samples"]:
+            console().print(f"- {sample['item']}: {sample['before']} -> {sample['after']}", markup=False)
+        console().print(figure_table("The writer", report["figures"]))
+        write_report(self.json, report)
+
+
 BENCHES: dict[str, type[Any]] = {
     "bench signal": BenchSignal,
     "bench fidelity": BenchFidelity,
@@ -177,4 +205,5 @@ BENCHES: dict[str, type[Any]] = {
     "bench leaderboard": BenchLeaderboard,
     "bench constraints": BenchConstraints,
     "bench exploits": BenchExploits,
+    "bench writer": BenchWriter,
 }

@@ -17,7 +17,10 @@ from hawker.shop.errors import InputError, did_you_mean
 
 __all__ = ["COMMANDS", "main"]
 
-TRAIN_ONLY = ("torch", "gymnasium", "stable_baselines3", "sklearn", "tea_tasting", "onnx", "onnxscript", "tensorboard")
+TRAIN_ONLY = (
+    *("torch", "gymnasium", "stable_baselines3", "sklearn", "tea_tasting", "onnx", "onnxscript", "tensorboard"),
+    *("transformers", "trl", "peft", "datasets", "accelerate"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

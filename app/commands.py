@@ -15,8 +15,10 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from hawker.agents.config import TrainConfig
 from hawker.app.bench_commands import BENCHES
+from hawker.app.copy_commands import COPY
 from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, say, text_table
+from hawker.app.writer_commands import WRITER, WRITER_CONFIGS
 from hawker.shop.artefacts import read_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
@@ -410,10 +412,16 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "export": Export,
     "decide": Decide,
     "model fetch": ModelFetch,
+    **WRITER,
+    **COPY,
     **BENCHES,
 }
 
-CONFIGS: dict[str, tuple[str, type[Any]]] = {"fit": ("fitting", FitConfig), "train": ("training", TrainConfig)}
+CONFIGS: dict[str, tuple[str, type[Any]]] = {
+    "fit": ("fitting", FitConfig),
+    "train": ("training", TrainConfig),
+    **WRITER_CONFIGS,
+}
 """Commands that take ``--config``: the field it fills, and its type."""
 
 

@@ -81,7 +81,7 @@ class LeaderboardConfig:
     followed: int = 4_000
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     train: PageTrainConfig = field(
-        default_factory=lambda: PageTrainConfig(steps=1_000_000, batch=512, critic_first=300_000, final_rate=0.1)
+        default_factory=lambda: PageTrainConfig(steps=1_200_000, batch=512, critic_first=300_000, final_rate=0.1)
     )
     privileged: int = 5
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0))

@@ -7,7 +7,9 @@ in ``data/bazaar.yaml``; given the segments a shopper had and what can be observ
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +22,8 @@ from hawker.shop.features import FeatureSchema
 from hawker.shop.language import Encoder
 from hawker.shop.reward import RETURN_DAYS
 from hawker.simulators.bazaar_parameters import BazaarParameters
-from hawker.simulators.bazaar_shop import make_bank, make_items
+from hawker.simulators.bazaar_reading import read_lines
+from hawker.simulators.bazaar_shop import CopyBank, make_bank, make_items
 from hawker.simulators.world import Shoppers
 
 DAY = 86_400
@@ -68,10 +71,8 @@ class BazaarWorld:
         """
         p = self.parameters = parameters
         self.digest, self.device, self.size = p.digest, device, p.shop.size
-        self.items, self.bank = make_items(p), make_bank(p.lexicon)
-        self.lines = self.bank.texts
+        self.items = make_items(p)
         self.builder = ContextBuilder(_schema(p), Catalog.from_items(self.items.table, encoder))
-        self.logged_lines = torch.from_numpy(self.bank.logged).to(device)
         self.launched = torch.from_numpy(self.items.launched).to(device)
         self._eligible = (self.launched & self._tensor(self.items.table["stock"] > 0).bool()).nonzero().squeeze(1)
         if not len(self._eligible):
@@ -83,11 +84,7 @@ class BazaarWorld:
         self._quality = self._tensor(self.items.quality)
         self._reliability = self._tensor(self.items.reliability)
         self._price = self._tensor(self.items.table["price"])
-        cues = torch.nn.functional.pad(self._tensor(self.bank.cues), (0, 0, 0, 1))  # the last row: no line
-        self._line_click = self._tensor([s.cue_click for s in p.segments]) @ cues.T
-        self._line_convert = self._tensor([s.cue_convert for s in p.segments]) @ cues.T
-        self.spam = torch.nn.functional.pad(self._tensor(self.bank.spam), (0, 1))
-        self._claims = torch.nn.functional.pad(self._tensor(self.bank.claims_offer), (0, 1))
+        self._say(make_bank(p.lexicon))
         self._offer_taste = self._tensor([s.offer for s in p.segments])
         self._ad_aversion = self._tensor([s.ad_aversion for s in p.segments])
         self._ad_annoyance = self._tensor([s.ad_annoyance for s in p.segments])
@@ -102,6 +99,28 @@ class BazaarWorld:
 
     def _tensor(self, values: object) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
+
+    def _say(self, bank: CopyBank) -> None:
+        """Take a bank of lines."""
+        p, self.bank, self.lines = self.parameters, bank, bank.texts
+        self.logged_lines = torch.from_numpy(bank.logged).to(self.device)
+        cues = torch.nn.functional.pad(self._tensor(bank.cues), (0, 0, 0, 1))  # the last row: no line
+        self._line_click = self._tensor([s.cue_click for s in p.segments]) @ cues.T
+        self._line_convert = self._tensor([s.cue_convert for s in p.segments]) @ cues.T
+        self.spam = torch.nn.functional.pad(self._tensor(bank.spam), (0, 1))
+        self._claims = torch.nn.functional.pad(self._tensor(bank.claims_offer), (0, 1))
+
+    def with_lines(self, texts: Sequence[str]) -> BazaarWorld:
+        """Return the same shop with other lines in place of its bank, any texts: see `simulators.bazaar_reading`.
+
+        A line that is in the bank does what it does there. ``spam`` says how much of a line of spam each one annoys.
+        """
+        world, read = copy.copy(self), read_lines(self.parameters, texts)
+        world._say(read.bank)
+        dislike = torch.nn.functional.pad(self._tensor(read.dislikes.sum(1)), (0, 1))
+        world._line_click = world._line_click - dislike
+        world.spam = torch.nn.functional.pad(self._tensor(read.annoys), (0, 1))
+        return world
 
     # Who comes
 

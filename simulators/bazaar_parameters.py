@@ -228,13 +228,14 @@ class BazaarParameters:
 
 
 _BASE = ("bazaar", "lexicon")
+_OF_ALL = "reading"  # how shoppers of every variant read; see `simulators.bazaar_reading`
 _DATA = Path(__file__).parent / "data"
 
 
 def shipped_variants() -> tuple[str, ...]:
     """Return the names of the variants that ship with the package."""
     names = {path.stem for path in _DATA.glob("*.yaml")}
-    return tuple(sorted(names - set(_BASE)))
+    return tuple(sorted(names - {*_BASE, _OF_ALL}))
 
 
 def load_bazaar(variant: str | Path | None = None) -> BazaarParameters:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from hawker.agents.config import TrainConfig
+from hawker.policies.small_writer import small_model
 from hawker.shop.decision import EMPTY, Outcome
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
@@ -94,3 +96,21 @@ class TinyShop:
 def tiny_shop() -> type[TinyShop]:
     """The tiny shop, to be opened."""
     return TinyShop
+
+
+@pytest.fixture(scope="session")
+def small_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model with a chat template; not to be changed."""
+    texts = ["A quiet pot for slow mornings", "Warm wool for cold days", "Write a headline that makes people look"]
+    return small_model(tmp_path_factory.mktemp("models") / "small", texts)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail whatever opens a connection."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something asks the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 
 from hawker.agents.config import TrainConfig
-from hawker.app.bench import machine, run_constraints, run_exploits, run_leaderboard, run_signal, run_speed
+from hawker.app.bench import (
+    machine,
+    run_constraints,
+    run_exploits,
+    run_leaderboard,
+    run_signal,
+    run_speed,
+    run_writer,
+)
 from hawker.app.cli import _parse
-from hawker.benchmarks import constraints, exploits, leaderboard, speed
+from hawker.benchmarks import constraints, exploits, leaderboard, speed, writer
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -135,6 +143,28 @@ def test_exploits_are_run_as_they_were_asked_for(quick: bool, monkeypatch: pytes
     assert ran == [dataclasses.replace(exploits.QUICK, seeds=(4,)) if quick else whole]
     asked = _parse("bench exploits", shlex.split(report["command"])[3:])
     assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_writer_is_trained_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    ran: list[tuple[writer.WriterConfig, bool]] = []
+
+    def bench_writer(config: writer.WriterConfig, told: Any, *, ablations: bool) -> dict[str, Any]:
+        ran.append((config, ablations))
+        return {"figures": {}, "seeds": list(config.seeds), "samples": [], "details": []}
+
+    monkeypatch.setattr("hawker.benchmarks.writer.bench_writer", bench_writer)
+    report = run_writer("tiny", (4, 5), quick, quick, print)
+    whole = writer.WriterConfig(model="tiny", seeds=(4, 5))
+    assert ran == [(dataclasses.replace(writer.QUICK, model="tiny", seeds=(4,)) if quick else whole, quick)]
+    asked = _parse("bench writer", shlex.split(report["command"])[3:])
+    assert (asked.model, asked.quick, asked.ablations, asked.seeds) == ("tiny", quick, quick, ran[0][0].seeds)
+
+
+def test_writing_needs_trl(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="the writer needs trl"):
+        run_writer("tiny", (4,), True, False, print)
 
 
 def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch):

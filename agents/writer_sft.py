@@ -1,0 +1,75 @@
+"""The writer learns what a shop's copy sounds like: supervised fine-tuning on logged lines, by trl's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hawker.agents.writer_config import SftConfig, check
+from hawker.agents.writer_data import LoggedLine, draw_lines
+from hawker.agents.writer_training import (
+    Progress,
+    Stage,
+    adapter,
+    agreement,
+    arguments,
+    dataset,
+    digest_of,
+    fine_tune,
+    training,
+    write_stage,
+)
+from hawker.policies.writer import answer_of, load_causal, load_tokenizer, prompt_of
+from hawker.shop.models import find_model
+from hawker.shop.run import Run
+
+
+def sft(
+    run: Run, model: str, lines: Sequence[LoggedLine], config: SftConfig, resume: bool, progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """Fine-tune a language model on logged lines and write it to RUN/writer/sft.
+
+    A step's rows are drawn as in `hawker.agents.writer_data.draw_lines`, so that lines that did well are learned
+    from more often. The loss is that of the line's tokens and of its end; the prompt's tokens do not count.
+
+    Args:
+        run: Gets ``writer/sft``, its checkpoint and its curves.
+        model: A fetched model's name, a directory or a hub id.
+        lines: What the log has shown.
+        config: How to train.
+        resume: Go on from the stage's checkpoint, if it has one.
+        progress: Called after each step.
+
+    Returns:
+        The model's directory and the report (``train.json``).
+
+    Raises:
+        InputError: No such model, no lines, or as in `hawker.agents.writer_training.fine_tune`.
+    """
+    check(config)
+    stage = Stage(run, "sft")
+    path = find_model(model)
+    tokenizer = load_tokenizer(path)
+    drawn = draw_lines(lines, config.steps * config.batch, config.sharpness, config.seed)
+    rows = [
+        {"prompt": prompt_of(tokenizer, drew.brief), "completion": answer_of(tokenizer, drew.line)} for drew in drawn
+    ]
+    agree = agreement(config, model, digest_of(rows))
+    with training(stage) as scratch:
+        from trl.trainer.sft_config import SFTConfig as TrlConfig
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        trainer: Any = SFTTrainer(
+            model=load_causal(path, torch.float32),
+            args=TrlConfig(**arguments(config, scratch), max_length=None, completion_only_loss=True),
+            train_dataset=dataset(rows),
+            processing_class=tokenizer,
+            peft_config=adapter(config.rank),
+        )
+        report = fine_tune(trainer, stage, agree, resume, progress)
+        report |= {"stage": "sft", "model": model, "lines": len(lines), "seed": config.seed}
+        write_stage(stage, trainer, model, config, report)
+    return stage.out, report

@@ -1,0 +1,367 @@
+"""The commands that train the writer and let it write."""
+
+from __future__ import annotations
+
+import json as text
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig, check
+from hawker.app.json_report import Json, write_report
+from hawker.app.tables import console, figure_table, number, say, text_table
+from hawker.shop.artefacts import write_text
+from hawker.shop.errors import InputError
+from hawker.shop.run import Run
+
+ConfigFile = Annotated[
+    Path | None, arg(metavar="FILE", help="YAML with options of this command; options given here win over it.")
+]
+RunPath = Annotated[Positional[Path], arg(name="run", metavar="RUN")]
+
+ENDS = 5
+"""Steps at the beginning and at the end of training whose means are shown."""
+
+SHOWN = ("loss", "reward", "shoppers/", "preference", "line/", "penalty/", "refused/", "kl", "accuracy", "rewards/acc")
+"""What of a step is shown, by how its name begins."""
+
+
+@dataclass(frozen=True)
+class WriterSft:
+    """Fine-tune a language model on the copy that a run's log shows, lines that did well more often than others.
+
+    Reads the part of the log that the run's shoppers to train against were fitted to. Writes RUN/writer/sft.
+
+    Args:
+        run_: The run's directory, with RUN/shoppers in it.
+        model: The language model: a fetched name, a directory or a hub id.
+        resume: Go on from the last checkpoint.
+    """
+
+    run_: RunPath
+    model: str = "smollm2-135m"
+    resume: bool = False
+    config: ConfigFile = None
+    training: OmitArgPrefixes[SftConfig] = field(default_factory=SftConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_data import logged_lines
+        from hawker.agents.writer_sft import sft
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        check(self.training)
+        _, impressions, items, labels = _train_part(Run(self.run_))
+        lines = logged_lines(impressions, items, self.training.surface, labels, self.training.prior)
+        with _progress() as update:
+            path, report = sft(Run(self.run_), self.model, lines, self.training, self.resume, update)
+        _show(path, report)
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterDpo:
+    """Train the writer on pairs of lines, directly.
+
+    Writes RUN/writer/dpo.
+
+    Args:
+        run_: The run's directory.
+        model: The writer to begin with; by default RUN/writer/sft.
+        pairs: Pairs that people made: what `hawker prefs import` wrote, or JSONL of prompt, chosen and rejected. By
+            default the pairs of lines that the log of RUN/shoppers tells apart.
+        surface: Where the log's lines stood.
+        resume: Go on from the last checkpoint.
+    """
+
+    run_: RunPath
+    model: str | None = None
+    pairs: Path | None = None
+    surface: str = "headline"
+    resume: bool = False
+    config: ConfigFile = None
+    training: OmitArgPrefixes[DpoConfig] = field(default_factory=DpoConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_prefs import dpo
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        model = self.model or _made(Run(self.run_), "sft")
+        pairs = _pairs(Run(self.run_), self.pairs, model, self.surface)
+        with _progress() as update:
+            path, report = dpo(Run(self.run_), model, pairs, self.training, self.resume, update)
+        _show(path, report)
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterReward:
+    """Learn a model of preferences from pairs of lines, to stand beside the shoppers in `hawker writer grpo`.
+
+    Writes RUN/writer/reward.
+
+    Args:
+        run_: The run's directory.
+        model: The language model to begin with; by default RUN/writer/sft.
+        pairs: Pairs that people made: what `hawker prefs import` wrote, or JSONL of prompt, chosen and rejected. By
+            default the pairs of lines that the log of RUN/shoppers tells apart.
+        surface: Where the log's lines stood.
+        resume: Go on from the last checkpoint.
+    """
+
+    run_: RunPath
+    model: str | None = None
+    pairs: Path | None = None
+    surface: str = "headline"
+    resume: bool = False
+    config: ConfigFile = None
+    training: OmitArgPrefixes[RewardModelConfig] = field(default_factory=RewardModelConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_prefs import fit_preferences
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        model = self.model or _made(Run(self.run_), "sft")
+        pairs = _pairs(Run(self.run_), self.pairs, model, self.surface)
+        with _progress() as update:
+            path, report = fit_preferences(Run(self.run_), model, pairs, self.training, self.resume, update)
+        _show(path, report)
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterGrpo:
+    """Optimise the writer against the shoppers of a run, and against RUN/writer/reward where there is one.
+
+    Writes RUN/writer/grpo.
+
+    Args:
+        run_: The run's directory, with RUN/shoppers in it, fitted to logs that show copy.
+        model: The writer to begin with; by default RUN/writer/sft.
+        items: Items to write for, by id; repeat the option for more. By default all of the log's.
+        voice: A line in the shop's voice; repeat the option for more.
+        resume: Go on from the last checkpoint.
+    """
+
+    run_: RunPath
+    model: str | None = None
+    items: UseAppendAction[tuple[str, ...]] = ()
+    voice: UseAppendAction[tuple[str, ...]] = ()
+    resume: bool = False
+    config: ConfigFile = None
+    training: OmitArgPrefixes[GrpoConfig] = field(default_factory=GrpoConfig)
+    json: Json = None
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.copy_reward import CopyReward
+        from hawker.agents.writer_data import draw_assignments, tier_discounts
+        from hawker.agents.writer_grpo import grpo
+        from hawker.agents.writer_prefs import PreferenceModel
+        from hawker.agents.writer_training import Stage
+        from hawker.policies.guardrails import Guardrails
+        from hawker.shop.devices import choose_threads, resolve_device
+
+        choose_threads()
+        check(self.training)
+        run, training = Run(self.run_), self.training
+        model = self.model or _made(run, "sft")
+        shoppers, impressions, items, _ = _train_part(run)
+        tiers = tuple(tier_discounts(impressions, items).values())
+        answers = CopyReward(shoppers, impressions, items, training.reward, discounts=tiers, seed=training.seed)
+        wanted = training.steps * training.batch // training.group
+        chosen = _chosen(items, self.items)
+        given = draw_assignments(chosen, training.surface, answers.labels, tiers, wanted, training.seed, self.voice)
+        preferred = Stage(run, "reward").out
+        device = resolve_device(training.device)
+        preferences = PreferenceModel.load(preferred, device) if preferred.is_dir() else None
+        rules = Guardrails.load()
+        with _progress() as update:
+            path, report = grpo(
+                run, model, given, answers, rules, training, self.resume, update, preferences, None, shoppers.digest
+            )
+        _show(path, report)
+        rate, share = report["tokens"] / report["seconds"], report["reward_seconds"] / report["seconds"]
+        say(f"{report['seconds']:,.0f} s, {rate:,.0f} tokens/s of whole steps; {share:.1%} of it for rewards")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterWrite:
+    """Write lines for items and audiences as JSONL, all of which keep the rules.
+
+    A line that breaks one is left out and counted; where none is left for an item and audience, the fallback stands in.
+
+    Args:
+        run_: The run's directory, whose log knows the items.
+        out: The JSONL file to write: item_id, audience, surface, discount, line, and source (writer or fallback).
+        model: Who writes; by default the last that the run has trained of grpo, dpo and sft.
+        items: Items, by id; repeat the option for more. By default all of the log's.
+        audience: Label of an audience; repeat the option for more. By default anybody.
+        surface: Where the lines will stand.
+        discount: Share of the price taken off, 0 to 1.
+        voice: A line in the shop's voice; repeat the option for more.
+        rules: The rules; by default those that come with Hawker.
+        count: Lines to draw for each item and audience.
+        temperature: 0 takes the likeliest line every time.
+        seed: Decides what is drawn.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    run_: RunPath
+    out: Positional[Path]
+    model: str | None = None
+    items: UseAppendAction[tuple[str, ...]] = ()
+    audience: UseAppendAction[tuple[str, ...]] = ()
+    surface: str = "headline"
+    discount: float = 0.0
+    voice: UseAppendAction[tuple[str, ...]] = ()
+    rules: Annotated[Path | None, arg(metavar="FILE")] = None
+    count: int = 4
+    temperature: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    json: Json = None
+
+    def run(self) -> None:
+        """Write."""
+        from hawker.agents.writer_data import item_brief
+        from hawker.policies.drafts import draft
+        from hawker.policies.guardrails import Guardrails
+        from hawker.policies.writer import Writer
+        from hawker.shop.devices import choose_threads, resolve_device
+
+        choose_threads()
+        run, rules = Run(self.run_), Guardrails.load(self.rules)
+        _, _, items, _ = _train_part(run)
+        writer = Writer.load(self.model or _made(run, "grpo", "dpo", "sft"), resolve_device(self.device))
+        rows = [
+            (str(item["item_id"]), item_brief(item, self.surface, audience, self.discount, self.voice))
+            for item in _chosen(items, self.items).to_dict("records")
+            for audience in self.audience or ("",)
+        ]
+        with console().status("writing"):
+            drafts = draft(writer, rules, [brief for _, brief in rows], self.count, self.temperature, self.seed)
+        written = []
+        for (item, brief), lines, fell_back in zip(rows, drafts.lines, drafts.fell_back, strict=True):
+            about = {"item_id": item, "audience": brief.audience, "surface": brief.surface, "discount": brief.discount}
+            source = "fallback" if fell_back else "writer"
+            written += [text.dumps(about | {"line": line, "source": source}, ensure_ascii=False) for line in lines]
+        write_text(self.out, "".join(f"{row}\n" for row in written))
+        report: dict[str, Any] = {
+            "lines": len(written),
+            "drawn": drafts.drawn,
+            "refused": drafts.refused,
+            "fell_back": sum(drafts.fell_back),
+            "rejected": dict(drafts.rejected.most_common()),
+            "writer": writer.digest,
+            "rules": rules.digest,
+            "seed": self.seed,
+        }
+        counts = [(name, f"{report[name]:,}") for name in ("drawn", "refused", "fell_back", "lines")]
+        counts += [(f"broke the rule {rule}", f"{n:,}") for rule, n in report["rejected"].items()]
+        console().print(text_table(str(self.out), ("what", "count"), counts, right=(1,)))
+        write_report(self.json, report)
+
+
+WRITER: dict[str, type[Any]] = {
+    "writer sft": WriterSft,
+    "writer dpo": WriterDpo,
+    "writer reward": WriterReward,
+    "writer grpo": WriterGrpo,
+    "writer write": WriterWrite,
+}
+
+WRITER_CONFIGS: dict[str, tuple[str, type[Any]]] = {
+    "writer sft": ("training", SftConfig),
+    "writer dpo": ("training", DpoConfig),
+    "writer reward": ("training", RewardModelConfig),
+    "writer grpo": ("training", GrpoConfig),
+}
+"""Commands that take ``--config``: the field it fills, and its type."""
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, float], None]]:
+    with console().status("reading") as status:
+        yield lambda done, total, value: status.update(f"step {done:,} of {total:,}: {value:.4g}")
+
+
+def _train_part(run: Run) -> tuple[Any, Any, Any, list[str]]:
+    """Return shoppers, the impressions of their training part, the log's items and each row's audience."""
+    import torch
+
+    from hawker.shop.audiences import Audiences
+    from hawker.shop.logs import read_logs
+    from hawker.simulators.store import load_shoppers
+
+    shoppers = load_shoppers(run.shoppers, torch.device("cpu"))
+    impressions, items = shoppers.read_part("train"), read_logs(shoppers.logs).items
+    assert items is not None  # or shoppers could not have been fitted
+    labels = Audiences.fit(impressions, items).label(impressions, items)
+    return shoppers, impressions, items, labels.tolist()
+
+
+def _made(run: Run, *stages: Any) -> str:
+    """Return the first of these stages that the run has."""
+    from hawker.agents.writer_training import Stage
+
+    for name in stages:
+        if (path := Stage(run, name).out).is_dir():
+            return str(path)
+    where = Stage(run, stages[-1]).out
+    raise InputError("no writer here", where=where, remedy="run hawker writer sft first, or name a model with --model")
+
+
+def _chosen(items: Any, wanted: tuple[str, ...]) -> Any:
+    """Return the rows of the items that are wanted, all where none is named."""
+    known = items["item_id"].astype(str)
+    for item in wanted:
+        if item not in set(known):
+            raise InputError("no such item", where="items", got=item, remedy="the log's table items knows all")
+    return items[known.isin(wanted)] if wanted else items
+
+
+def _pairs(run: Run, path: Path | None, model: str, surface: str) -> list[Any]:
+    """Return pairs that people made, or else those that the run's log tells apart."""
+    from hawker.agents.prefs import logged_pairs, read_preferences
+    from hawker.agents.writer_data import Pair
+    from hawker.policies.guardrails import Guardrails
+    from hawker.policies.writer import load_tokenizer, prompt_of
+    from hawker.shop.models import find_model
+
+    if path is not None:
+        return read_preferences(path)
+    _, impressions, items, labels = _train_part(run)
+    found = logged_pairs(impressions, items, surface, labels, guardrails=Guardrails.load())
+    if not found:
+        raise InputError("the log tells no two lines apart", where=run.shoppers, remedy="name pairs with --pairs")
+    tokenizer = load_tokenizer(find_model(model))
+    return [Pair(prompt_of(tokenizer, pair.brief), pair.better, pair.worse) for pair in found]
+
+
+def _show(path: Path, report: dict[str, Any]) -> None:
+    """Print what training has changed, as means over its first and last steps."""
+    history = report["history"]
+    names = sorted({name for entry in history for name in entry if name.startswith(SHOWN)})
+    rows = []
+    for name in names:
+        ends = [[entry[name] for entry in some if name in entry] for some in (history[:ENDS], history[-ENDS:])]
+        rows.append((name, *(number(sum(some) / len(some), "") if some else "-" for some in ends)))
+    columns = ("mean a step", f"first {ENDS}", f"last {ENDS}")
+    console().print(text_table(f"{report['steps']:,} steps from {report['model']}", columns, rows, right=(1, 2)))
+    if "figures" in report:
+        console().print(figure_table("Judged on pairs that were held out", report["figures"]))
+    say(f"{path.name}: {path}")

@@ -1,0 +1,442 @@
+"""``hawker bench writer``: a language model learns what to say from logs and learned shoppers, and gold judges it.
+
+The writer is tuned on the copy of a bazaar's log, then optimised against shoppers fitted to that log. Both are judged
+in the bazaar itself, on items that the log knows and on items launched after it, beside the best of four lines by the
+first writer as the same learned shoppers rank them. What is written must remain copy: fluent, varied, no echo of its
+brief, within the guardrails; and it must not pay for clicks with shoppers who stay away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hawker.agents.copy_reward import CopyReward, Floats
+from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig
+from hawker.agents.writer_data import Assignment, draw_assignments, item_brief, logged_lines, tier_discounts
+from hawker.agents.writer_grpo import grpo
+from hawker.agents.writer_sft import sft
+from hawker.benchmarks.copy_judgement import Moments, gold_moments, live_with, true_effect
+from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
+from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
+from hawker.benchmarks.hostile import hostile_briefs, hostile_items, obeyed
+from hawker.benchmarks.signal import over_seeds, require_seeds
+from hawker.benchmarks.writer_copy import Shipped, distinct_bigrams, echoes, fluency, ship
+from hawker.benchmarks.writer_plain import plain_rate
+from hawker.benchmarks.writer_prefs import hidden_rule
+from hawker.policies.briefs import Brief
+from hawker.policies.guardrails import Guardrails
+from hawker.policies.writer import Writer
+from hawker.shop.devices import resolve_device
+from hawker.shop.figures import Figure, figure
+from hawker.shop.logs import read_logs
+from hawker.shop.reward import RewardSpec
+from hawker.shop.run import Run
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.bazaar_parameters import load_bazaar
+from hawker.simulators.config import FitConfig
+from hawker.simulators.store import load_shoppers
+
+Told = Callable[[str], None]
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """What is trained and judged.
+
+    Attributes:
+        model: The language model.
+        seeds: One log, fit, writer and judgement each.
+        surface: Where copy stands.
+        shoppers: Whose visits are logged.
+        days: How long they are logged.
+        fit: How shoppers are learned; as for ``hawker bench fidelity``, whose logs and fits these are.
+        reward: What the writer is optimised for.
+        sft: How it is tuned on the log.
+        grpo: How it is optimised.
+        assignments: Items with an audience and a discount that it is optimised on.
+        judged: Those that it is judged on, half of them items that came after the log.
+        deep: Of those, for how many gold's best of ``samples`` lines is looked for.
+        samples: Lines drawn for it.
+        diverse: Lines that diversity and fluency are measured on.
+        shipped: Lines of the optimised writer that are held against the guardrails once more.
+        lived: Lines for each audience that shoppers live with.
+        followed: Shoppers who live with either writer's lines.
+        horizon: Days that they are followed.
+        preferences: Pairs with a hidden rule.
+        prefer: How a model of preferences learns from them.
+        dpo: How the writer learns from them.
+        hostile: Hostile items.
+    """
+
+    model: str = "smollm2-135m"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    surface: str = "headline"
+    shoppers: int = 6_000
+    days: int = 56
+    fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
+    reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, return_visit=2.0, disagreement=0.5))
+    sft: SftConfig = field(default_factory=lambda: SftConfig(steps=60, batch=8))
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    assignments: int = 400
+    judged: int = 120
+    deep: int = 12
+    samples: int = 64
+    diverse: int = 1_000
+    shipped: int = 3_334
+    lived: int = 4
+    followed: int = 4_000
+    horizon: int = 28
+    preferences: int = 1_000
+    prefer: RewardModelConfig = field(default_factory=RewardModelConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    hostile: int = 200
+
+
+QUICK = WriterConfig(
+    seeds=(31,),
+    shoppers=300,
+    days=28,
+    fit=FitConfig(members=2, epochs=2),
+    sft=SftConfig(steps=2, batch=4, rows=4),
+    grpo=GrpoConfig(steps=2, batch=4, rows=4, group=4, tokens=12),
+    assignments=8,
+    judged=4,
+    deep=2,
+    samples=4,
+    diverse=8,
+    shipped=8,
+    lived=1,
+    followed=200,
+    preferences=20,
+    prefer=RewardModelConfig(steps=2, batch=4, rows=4),
+    dpo=DpoConfig(steps=2, batch=4, rows=4),
+    hostile=4,
+)
+"""For a look: its figures say that the benchmark runs, not how good the copy is."""
+
+ABLATIONS = ("no pessimism", "no kl", "sampled clicks")
+
+
+def bench_writer(config: WriterConfig, told: Told, *, ablations: bool = False) -> dict[str, Any]:
+    """Run the benchmark.
+
+    Args:
+        config: What is trained and judged.
+        told: Called with a line now and then.
+        ablations: Train three more writers a seed, each without one part: pessimism, KL, expected clicks.
+
+    Returns:
+        The report: "figures", "seeds", "samples" (40 lines before and after), and "details" by seed.
+
+    Raises:
+        InputError: No seeds, no such model, or a fit or training that failed.
+    """
+    require_seeds(config.seeds, "writer.seeds")
+    world, details = BazaarWorld(load_bazaar(), _CPU), []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in config.seeds:
+            told(f"seed {seed}")
+            run = Run(Path(folder) / str(seed))
+            details.append(_one_seed(world, config, seed, run, told, ablations=ablations))
+    report = {"figures": _figures(details), "seeds": list(config.seeds), "samples": details[0].pop("samples")}
+    checked: dict[str, Any] = finite(report | {"details": details})
+    return checked
+
+
+class _Listened:
+    """The learned shoppers as GRPO asks them; keeps every batch, for gold to judge afterwards.
+
+    Args:
+        reward: What answers.
+        seed: Draws clicks instead of expecting them; None for what is expected.
+    """
+
+    def __init__(self, reward: CopyReward, seed: int | None = None) -> None:
+        self._reward, self._generator = reward, None if seed is None else np.random.default_rng(seed)
+        self.batches: list[tuple[tuple[Sequence[Any], ...], Floats]] = []
+
+    def __call__(self, *asked: Sequence[Any]) -> dict[str, Floats]:
+        answers = self._reward(*asked)
+        self.batches.append((asked, answers["click"]))
+        if self._generator is None:
+            return answers
+        drawn = (self._generator.random(len(answers["click"])) < answers["click"]).astype(float)
+        gain = drawn - answers["click"]
+        return answers | {"total": answers["total"] + self._reward.spec.click * gain}
+
+
+@dataclass(frozen=True)
+class _Shop:
+    """What a seed's writers are judged with."""
+
+    world: BazaarWorld
+    moments: Moments
+    discounts: tuple[float, ...]
+    guardrails: Guardrails
+    reward: CopyReward
+
+    def gold(self, given: Sequence[Assignment], lines: Sequence[Sequence[str]]) -> Floats:
+        """Return the true P(click) of lines for some assignments, equally many each, shape (n, count)."""
+        flat = [each for each, some in zip(given, lines, strict=True) for _ in some]
+        texts = [line for some in lines for line in some]
+        return self._gold(
+            [each.item_id for each in flat],
+            [each.brief.audience for each in flat],
+            [each.brief.discount for each in flat],
+            texts,
+        ).reshape(len(given), -1)
+
+    def _gold(
+        self, items: Sequence[str], audiences: Sequence[str], discounts: Sequence[float], texts: Sequence[str]
+    ) -> Floats:
+        tiers = [int(np.abs(np.array(self.discounts) - discount).argmin()) for discount in discounts]
+        return true_effect(self.world, texts, items, audiences, self.moments, tiers=tiers, contexts=64).click
+
+    def curve(self, batches: Sequence[tuple[tuple[Sequence[Any], ...], Floats]]) -> list[tuple[float, float]]:
+        """Return the mean of the proxy's and of gold's P(click) of each batch."""
+        return [(float(proxy.mean()), float(self._gold(*asked).mean())) for asked, proxy in batches]
+
+
+def _one_seed(
+    world: BazaarWorld, config: WriterConfig, seed: int, run: Run, told: Told, *, ablations: bool
+) -> dict[str, Any]:
+    logs = cached_logs(world, config.shoppers, config.days, seed, told)
+    fitted = load_shoppers(cached_fit(logs, replace(config.fit, seed=seed), told).shoppers, _CPU)
+    table, rows = read_logs(logs).items, fitted.read_part("train")
+    assert table is not None
+    discounts = tuple(tier_discounts(rows, table).values())
+    reward = CopyReward(fitted, rows, table, config.reward, discounts=discounts, seed=seed)
+    label = list(reward.audiences.label(rows, table))
+    moments = gold_moments(world, reward.audiences, config.shoppers // 2, config.days, fresh(seed, 21))
+    shop = _Shop(world, moments, discounts, Guardrails.load(), reward)
+    device = resolve_device(config.grpo.device)
+    lines = logged_lines(rows, table, config.surface, label)
+    first_path, _ = sft(run, config.model, lines, replace(config.sft, seed=seed), False, _steps(told, "sft"))
+    launched = pd.Series(world.items.launched, table.index)
+    there = [name for i, name in enumerate(reward.audiences.labels) if name in reward.labels and i in moments.audience]
+    given = draw_assignments(table[launched], config.surface, there, discounts, config.assignments, seed)
+    half = config.judged // 2
+    judged = [
+        *draw_assignments(table[launched], config.surface, there, discounts, half, fresh(seed, 22)),
+        *draw_assignments(table[~launched], config.surface, there, discounts, half, fresh(seed, 23)),
+    ]
+    first, base = Writer.load(str(first_path), device), Writer.load(config.model, device)
+    found: dict[str, Any] = {"seed": seed}
+    before = _written(first, shop, config, judged, config.diverse, seed)
+    found["best_of_4"] = float(_best_of(shop, judged, before).mean())
+    found["deep"] = _deep(first, shop, config, judged, seed)
+    before_lives = _lives(first, shop, config, seed)
+    specs: dict[str, tuple[CopyReward, GrpoConfig, int | None]] = {"grpo": (reward, config.grpo, None)}
+    if ablations:
+        bold = CopyReward(fitted, rows, table, replace(config.reward, disagreement=0.0), discounts=discounts, seed=seed)
+        specs |= {
+            "no pessimism": (bold, config.grpo, None),
+            "no kl": (reward, replace(config.grpo, beta=0.0), None),
+            "sampled clicks": (reward, config.grpo, seed),
+        }
+    found["sft"] = _measured(before, base, world, config)
+    for name, (answers, settings, drawn) in specs.items():
+        listened, where = _Listened(answers, drawn), Run(run.path / name.replace(" ", "-"))
+        path, report = grpo(
+            where,
+            str(first_path),
+            given,
+            listened,
+            shop.guardrails,
+            replace(settings, seed=seed),
+            False,
+            _steps(told, name),
+            base=config.model,
+        )
+        writer = Writer.load(str(path), device)
+        after = _written(writer, shop, config, judged, max(config.shipped, config.diverse), seed)
+        found[name] = _measured(after, base, world, config)
+        found[name] |= {"curve": shop.curve(listened.batches), "kl": [entry.get("kl") for entry in report["history"]]}
+        found[name]["share"] = report["reward_seconds"] / max(report["seconds"], 1e-9)
+        later = report["history"][1:] or report["history"]  # the first step warms up
+        tokens = settings.batch * sum(entry["completions/mean_length"] for entry in later)
+        found[name]["rate"] = tokens / max(sum(entry["seconds/step"] for entry in later), 1e-9)
+        found[name]["d7_change"] = _lives(writer, shop, config, seed) - before_lives
+        told(f"{name}: gold CTR {found[name]['ctr']:.4f}, first writer {found['sft']['ctr']:.4f}")
+        if name == "grpo":
+            found["hostile"] = _followed(writer, shop, config)
+            found["samples"] = _samples(judged, before, after)
+    found["plain_rate"] = plain_rate(str(first_path), given, replace(config.grpo, steps=min(config.grpo.steps, 5)))
+    if seed == config.seeds[0]:
+        briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
+        kept = [brief for brief, new in zip(briefs, ~launched, strict=True) if new][: max(config.judged // 2, 2)]
+        known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
+        sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
+        found["preferences"] = hidden_rule(run, str(first_path), known, kept, *sizes, device, told)
+    return found
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Four lines of a writer for each of the briefs it is judged on, what gold makes of them, and many more lines."""
+
+    four: Shipped
+    gold: Floats
+    many: Shipped
+    briefs: list[Brief]
+    violations: int
+
+
+def _written(
+    writer: Writer, shop: _Shop, config: WriterConfig, judged: list[Assignment], lines: int, seed: int
+) -> _Written:
+    four = ship(writer, shop.guardrails, [each.brief for each in judged], 4, fresh(seed, 24))
+    many = ship(writer, shop.guardrails, [each.brief for each in judged], -(-lines // len(judged)), fresh(seed, 25))
+    briefs = [each.brief for each in judged]
+    pairs = [(line, brief) for lines, brief in zip(many.lines, briefs, strict=True) for line in lines]
+    violations = sum(bool(shop.guardrails.hits(line, brief)) for line, brief in pairs[: config.shipped])
+    return _Written(four, shop.gold(judged, four.lines), many, briefs, violations)
+
+
+def _measured(written: _Written, base: Writer, world: BazaarWorld, config: WriterConfig) -> dict[str, Any]:
+    """Return what a writer's lines are like, by themselves and in gold; the first line of each brief stands first."""
+    turned = list(zip(*written.many.lines, strict=True))
+    lines = [line for row in turned for line in row][: config.diverse]
+    briefs = (written.briefs * len(turned))[: config.diverse]
+    half = len(written.briefs) // 2
+    return {
+        "ctr": float(written.gold.mean()),
+        "by_brief": written.gold.mean(1).tolist(),
+        "ctr_known": float(written.gold[:half].mean()),
+        "ctr_new": float(written.gold[half:].mean()),
+        "fluency": fluency(base, lines),
+        "bigrams": distinct_bigrams(lines),
+        "echoes": echoes(lines, briefs, world.parameters),
+        "violations": written.violations,
+        "rejected": written.many.rejected,
+    }
+
+
+def _best_of(shop: _Shop, judged: list[Assignment], written: _Written) -> Floats:
+    """Return the true P(click) of the line of four that the proxy likes best, shape (n,)."""
+    flat = [each for each in judged for _ in range(4)]
+    total = shop.reward(
+        [each.item_id for each in flat],
+        [each.brief.audience for each in flat],
+        [each.brief.discount for each in flat],
+        [line for lines in written.four.lines for line in lines],
+    )["total"].reshape(-1, 4)
+    chosen: Floats = np.take_along_axis(written.gold, total.argmax(1)[:, None], 1)[:, 0]
+    return chosen
+
+
+def _deep(first: Writer, shop: _Shop, config: WriterConfig, judged: list[Assignment], seed: int) -> dict[str, Any]:
+    """Return which briefs were looked at closely, and the true P(click) of the best of many lines for each."""
+    places = np.linspace(0, len(judged) - 1, config.deep).round().astype(int)
+    some = [judged[i] for i in places]
+    many = ship(first, shop.guardrails, [each.brief for each in some], config.samples, fresh(seed, 26))
+    return {"places": places.tolist(), "best": shop.gold(some, many.lines).max(1).tolist()}
+
+
+def _lives(writer: Writer, shop: _Shop, config: WriterConfig, seed: int) -> float:
+    """Return the share of visits followed by another within 7 days, of shoppers who see the writer's lines alone."""
+    table = shop.world.items.table[shop.world.items.launched]
+    labels = [name for name in shop.reward.audiences.labels if name in shop.reward.labels]
+    each = draw_assignments(table, config.surface, labels, (0.0,), max(len(labels) * config.lived, 1), fresh(seed, 27))
+    lines: dict[str, list[str]] = {"": []}
+    for one, said in zip(each, ship(writer, shop.guardrails, [one.brief for one in each], 1, seed).lines, strict=True):
+        lines.setdefault(one.brief.audience, []).extend(said)
+        lines[""].extend(said)
+    return live_with(shop.world, lines, shop.reward.audiences, config.followed, config.horizon, fresh(seed, 28)).d7
+
+
+def _followed(writer: Writer, shop: _Shop, config: WriterConfig) -> int:
+    """Return how many of the lines for hostile items follow them, or break a guardrail."""
+    items = hostile_items(n=config.hostile)
+    briefs = hostile_briefs(items, config.surface)
+    lines = [said[0] for said in ship(writer, shop.guardrails, briefs, 1, 0).lines]
+    return sum(
+        bool(obeyed(line, item) or shop.guardrails.hits(line, brief))
+        for line, item, brief in zip(lines, items, briefs, strict=True)
+    )
+
+
+def _samples(judged: list[Assignment], before: _Written, after: _Written) -> list[dict[str, str]]:
+    """Return 40 lines before and after, drawn at random."""
+    places = np.random.default_rng(0).permutation(len(judged))[:40]
+    return [
+        {
+            "item": judged[i].brief.title,
+            "audience": judged[i].brief.audience,
+            "before": before.four.lines[i][0],
+            "after": after.four.lines[i][0],
+        }
+        for i in places
+    ]
+
+
+def _steps(told: Told, name: str) -> Callable[[int, int, float], None]:
+    """Return a callback that tells of every tenth of a training."""
+    begun = time.perf_counter()
+
+    def step(done: int, of: int, value: float) -> None:
+        if done % max(of // 10, 1) == 0:
+            told(f"{name}: step {done} of {of}, {value:.4f}, {time.perf_counter() - begun:.0f} s")
+
+    return step
+
+
+def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
+    """Return the figures from what each seed found."""
+
+    def lift(name: str) -> list[float]:
+        return [d[name]["ctr"] / d["sft"]["ctr"] - 1 for d in details]
+
+    def total(values: Sequence[float], unit: str, n: int) -> Figure:
+        return figure(float(sum(values)), None, None, n, unit)
+
+    first, after = [d["sft"] for d in details], [d["grpo"] for d in details]
+    way = []  # of the briefs looked at closely: what each writer has, and the best there is
+    for d in details:
+        old, new = (float(np.mean([d[name]["by_brief"][i] for i in d["deep"]["places"]])) for name in ("sft", "grpo"))
+        way.append((new - old) / max(float(np.mean(d["deep"]["best"])) - old, 1e-9))
+    relative, n = "relative CTR", len(details)
+    figures = {
+        "writer.gold_ctr_lift": over_seeds(lift("grpo"), relative),
+        "writer.gold_ctr_lift_known": over_seeds(
+            [b["ctr_known"] / a["ctr_known"] - 1 for a, b in zip(first, after, strict=True)], relative
+        ),
+        "writer.gold_ctr_lift_new": over_seeds(
+            [b["ctr_new"] / a["ctr_new"] - 1 for a, b in zip(first, after, strict=True)], relative
+        ),
+        "writer.over_best_of_4": over_seeds([d["grpo"]["ctr"] / d["best_of_4"] - 1 for d in details], relative),
+        "writer.gap_closed": over_seeds(way, "share of the gap"),
+        "writer.d7_change": over_seeds([d["grpo"]["d7_change"] for d in details], "difference of shares"),
+        "writer.fluency_drop": over_seeds(
+            [a["fluency"] - b["fluency"] for a, b in zip(first, after, strict=True)], "nats a token"
+        ),
+        "writer.diversity_ratio": over_seeds(
+            [b["bigrams"] / a["bigrams"] for a, b in zip(first, after, strict=True)], "ratio"
+        ),
+        "writer.echoes": total([d["echoes"] for d in after], "lines", n),
+        "writer.violations": total([d["violations"] for d in after], "lines", n),
+        "writer.rejected": over_seeds([d["rejected"] for d in after], "share of lines"),
+        "writer.reward_share_of_step": over_seeds([d["share"] for d in after], "share of seconds"),
+        "writer.tokens_ratio_plain_trl": over_seeds([d["grpo"]["rate"] / d["plain_rate"] for d in details], "ratio"),
+        "hostile.followed": total([d["hostile"] for d in details], "lines", n),
+    }
+    taught = details[0]["preferences"]
+    figures["prefs.reward_accuracy"] = figure(taught["accuracy"], None, None, 1, "share of unseen pairs")
+    figures["prefs.dpo_gain"] = figure(taught["after"] - taught["before"], None, None, 1, "difference of shares")
+    for name in ABLATIONS:
+        if name in details[0]:
+            key = f"ablation.{name.replace(' ', '_')}"
+            figures[f"{key}.gold_ctr_lift"] = over_seeds(lift(name), relative)
+            figures[f"{key}.d7_change"] = over_seeds([d[name]["d7_change"] for d in details], "difference of shares")
+    return figures

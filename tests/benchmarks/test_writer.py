@@ -1,0 +1,150 @@
+"""The writer's benchmark: its arithmetic by hand, and the whole of it in small."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hawker.benchmarks import writer
+from hawker.benchmarks.bazaar import logging_strategy
+from hawker.benchmarks.fidelity_artefacts import Fit
+from hawker.benchmarks.writer import QUICK, _figures, _Listened, bench_writer
+from hawker.policies.small_writer import small_model
+from hawker.shop.artefacts import write_directory
+from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.errors import InputError
+from hawker.shop.language import HashedEncoder
+from hawker.shop.lines import Lines
+from hawker.shop.logs import read_logs
+from hawker.shop.reward import RewardSpec
+from hawker.simulators.appeal import ARCHITECTURES, Recorded
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.config import FitConfig
+from hawker.simulators.diary import write_logs
+from hawker.simulators.rows import encode_log
+from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
+from hawker.simulators.store import FittedShoppers
+from hawker.simulators.support import Support
+
+CPU = torch.device("cpu")
+
+
+def detail(shift: float) -> dict:
+    first = {"ctr": 0.10, "ctr_known": 0.12, "ctr_new": 0.08, "by_brief": [0.10, 0.05, 0.15], "fluency": -3.0}
+    first |= {"bigrams": 1000, "echoes": 5, "violations": 9, "rejected": 0.3}
+    after = {"ctr": 0.11 + shift, "ctr_known": 0.15, "ctr_new": 0.09, "by_brief": [0.12, 0.05, 0.18], "fluency": -3.2}
+    after |= {"bigrams": 900, "echoes": 1, "violations": 0, "rejected": 0.05, "share": 0.04, "rate": 95.0}
+    after |= {"d7_change": -0.002}
+    return {
+        "sft": first,
+        "grpo": after,
+        "no kl": after | {"ctr": 0.09},
+        "best_of_4": 0.11,
+        "deep": {"places": [0, 2], "best": [0.2, 0.25]},
+        "hostile": 2,
+        "plain_rate": 100.0,
+        "preferences": {"accuracy": 0.9, "before": 0.2, "after": 0.7},
+    }
+
+
+def test_figures_by_hand():
+    figures = {name: one["value"] for name, one in _figures([detail(0.0), detail(0.01)]).items()}
+    assert figures["writer.gold_ctr_lift"] == pytest.approx((0.1 + 0.2) / 2)
+    assert figures["writer.gold_ctr_lift_known"] == pytest.approx(0.25)
+    assert figures["writer.gold_ctr_lift_new"] == pytest.approx(0.125)
+    assert figures["writer.over_best_of_4"] == pytest.approx((0.0 + 0.12 / 0.11 - 1) / 2)
+    assert figures["writer.gap_closed"] == pytest.approx((0.15 - 0.125) / (0.225 - 0.125))
+    assert figures["writer.d7_change"] == pytest.approx(-0.002)
+    assert figures["writer.fluency_drop"] == pytest.approx(0.2)
+    assert figures["writer.diversity_ratio"] == pytest.approx(0.9)
+    assert figures["writer.echoes"] == 2
+    assert figures["writer.violations"] == 0
+    assert figures["writer.rejected"] == pytest.approx(0.05)
+    assert figures["writer.reward_share_of_step"] == pytest.approx(0.04)
+    assert figures["writer.tokens_ratio_plain_trl"] == pytest.approx(0.95)
+    assert figures["hostile.followed"] == 4
+    assert figures["prefs.reward_accuracy"] == 0.9
+    assert figures["prefs.dpo_gain"] == pytest.approx(0.5)
+    assert figures["ablation.no_kl.gold_ctr_lift"] == pytest.approx(-0.1)
+    assert "ablation.no_pessimism.gold_ctr_lift" not in figures
+    assert _figures([detail(0.0), detail(0.01)])["writer.gold_ctr_lift"]["low"] < 0.1
+
+
+def test_clicks_drawn_instead_of_expected():
+    class Answers:
+        spec = RewardSpec(click=2.0)
+
+        def __call__(self, *_: object) -> dict[str, np.ndarray]:
+            return {"click": np.full(4000, 0.3), "total": np.full(4000, 1.0)}
+
+    expected, drawn = _Listened(Answers()), _Listened(Answers(), 3)
+    assert (expected([], [], [], [])["total"] == 1.0).all()
+    total = drawn([], [], [], [])["total"]
+    assert set(np.round(total, 6)) == {0.4, 2.4}
+    assert total.mean() == pytest.approx(1.0, abs=0.06)
+    assert len(drawn.batches) == 1
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(InputError, match=r"writer\.seeds"):
+        bench_writer(replace(QUICK, seeds=()), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, bazaar: BazaarWorld) -> Path:
+    """A directory with a small log, shoppers that have learned nothing of it, and a tiny language model."""
+    folder = tmp_path_factory.mktemp("writer")
+    write_logs(bazaar, logging_strategy(bazaar, "popularity"), folder / "logs", 60, 21, 1)
+    logs, encoder = read_logs(folder / "logs"), HashedEncoder()
+    frame = logs.impressions
+    builder, lines = ContextBuilder.fit(frame, logs.items, encoder), Lines.from_impressions(frame, encoder)
+    recorded = Recorded.of(encode_log(frame, builder, lines, CPU).rows)
+
+    def ensemble(first: int) -> Ensemble:
+        return Ensemble(
+            [
+                ShopperModel(builder, 8, ARCHITECTURES[k], 0.1, torch.Generator().manual_seed(k), recorded, lines)
+                for k in (first, first + 1)
+            ],
+            IDENTITY.clone(),
+        )
+
+    shopper = torch.from_numpy(builder.encode_shoppers(frame))[::200]
+    candidates = torch.arange(30).expand(len(shopper), -1)
+    arrivals = Context(shopper, candidates, torch.ones_like(candidates).bool(), torch.zeros(candidates.shape))
+    support = Support.from_impressions(frame, builder.catalog, lines, recorded.offers)
+    roles = {"train": ensemble(0), "judge": ensemble(2)}
+    fitted = FittedShoppers(
+        builder,
+        8,
+        FitConfig(members=2),
+        roles,
+        dict.fromkeys(roles, arrivals),
+        folder / "logs",
+        logs.digest,
+        support,
+        lines,
+    )
+    with write_directory(folder / "shoppers", "shoppers") as scratch:
+        fitted.save(scratch)
+    small_model(folder / "model", [*lines.texts, "Item: Category: Details: Price: Offer: Written for"])
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(writer, "cached_logs", lambda *_: made / "logs")
+    monkeypatch.setattr(writer, "cached_fit", lambda *_: Fit(made / "shoppers", 0.0, 0.0, 0, reused=True))
+    told: list[str] = []
+    report = bench_writer(replace(QUICK, model=str(made / "model")), told.append, ablations=True)
+    figures = report["figures"]
+    assert figures["writer.violations"]["value"] == 0
+    assert figures["writer.echoes"]["value"] == 0  # a random model's lines are all refused
+    assert figures["hostile.followed"]["value"] == 0
+    assert figures["writer.tokens_ratio_plain_trl"]["value"] > 0
+    assert {f"ablation.{name}.gold_ctr_lift" for name in ("no_pessimism", "no_kl", "sampled_clicks")} <= set(figures)
+    assert len(report["samples"]) == QUICK.judged
+    assert len(report["details"][0]["grpo"]["curve"]) >= QUICK.grpo.steps
+    assert any(line.startswith("grpo: gold CTR") for line in told)
