@@ -210,7 +210,8 @@ def read_pairs(path: Path) -> list[Pair]:
         InputError: The file is missing or empty, or a line is not such an object; the message names the line.
     """
     try:
-        written = Path(path).read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON strings may hold separators that only Unicode knows.
+        written = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise InputError("no such file", where=path) from None
     except (UnicodeDecodeError, OSError) as error:

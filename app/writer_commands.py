@@ -344,8 +344,9 @@ def _pairs(run: Run, path: Path | None, model: str, surface: str) -> list[Any]:
 
     if path is not None:
         return read_preferences(path)
-    _, impressions, items, labels = _train_part(run)
-    found = logged_pairs(impressions, items, surface, labels, guardrails=Guardrails.load())
+    _, impressions, items, _ = _train_part(run)
+    # Of all audiences together: told apart by audience, hardly any two lines are shown often enough.
+    found = logged_pairs(impressions, items, surface, guardrails=Guardrails.load())
     if not found:
         raise InputError("the log tells no two lines apart", where=run.shoppers, remedy="name pairs with --pairs")
     tokenizer = load_tokenizer(find_model(model))

@@ -121,10 +121,11 @@ def test_read_pairs(tmp_path: Path):
     chat = [{"role": "user", "content": "Sell it"}]
     rows = [
         {"prompt": "Sell it", "chosen": "a", "rejected": "b", "note": 1},
-        {"prompt": chat, "chosen": "é", "rejected": "b"},
+        {"prompt": chat, "chosen": "é\u2028e", "rejected": "b"},
     ]
-    (tmp_path / "pairs.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    assert read_pairs(tmp_path / "pairs.jsonl") == [Pair("Sell it", "a", "b"), Pair(chat, "é", "b")]
+    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
+    (tmp_path / "pairs.jsonl").write_text(text, encoding="utf-8-sig")
+    assert read_pairs(tmp_path / "pairs.jsonl") == [Pair("Sell it", "a", "b"), Pair(chat, "é\u2028e", "b")]
 
 
 @pytest.mark.parametrize(
