@@ -21,8 +21,9 @@ class CopyScore:
     spans how far the ensemble's members disagree.
 
     Args:
-        file: JSONL or CSV with item_id and line and, as known, surface, audience, offer (share of the price taken off),
-            title, description, category and price; what the catalogue knows of an item may be left out with --shoppers.
+        file: JSONL or CSV with item_id and line and, as known, surface, audience, discount (share of the price taken
+            off), title, description, category and price; what the catalogue knows of an item may be left out with
+            --shoppers. What hawker writer write has written is such a file.
         shoppers: Fitted shoppers, RUN/shoppers, whose logs show lines. Without them only the rules are checked.
         rules: The rules; by default those that come with Hawker.
         seed: Decides which pages of the log the lines are put on.

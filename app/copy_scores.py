@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 NEEDED = ("item_id", "line")
 CATALOGUE = ("title", "description", "category", "price")
-FIELDS = (*NEEDED, "surface", "audience", "offer", *CATALOGUE)
+FIELDS = (*NEEDED, "surface", "audience", "discount", "source", *CATALOGUE)
+"""``source`` is who wrote it, as `hawker writer write` notes it; it is not read."""
 
 SURFACE = "headline"
 """Where a line stands that does not say where."""
@@ -42,7 +43,7 @@ class Given:
         line: The line.
         surface: Where it will stand.
         audience: For whom; "" for anybody.
-        offer: Share of the price taken off.
+        discount: Share of the price taken off.
         told: What the file says of the item, by name of ``CATALOGUE``.
     """
 
@@ -51,7 +52,7 @@ class Given:
     line: str
     surface: str
     audience: str
-    offer: float
+    discount: float
     told: dict[str, Any]
 
 
@@ -98,7 +99,7 @@ def score_lines(given: list[Given], shoppers: Path | None, rules: Path | None, s
                 "line": line.line,
                 "surface": line.surface,
                 "audience": line.audience,
-                "offer": line.offer,
+                "discount": line.discount,
                 "ctr": ctr,
                 "hits": [hit._asdict() for hit in hits],
             }
@@ -146,11 +147,11 @@ def _given(values: dict[str, Any], where: str) -> Given:
     surface = values.get("surface", SURFACE)
     if surface not in SURFACES:
         raise InputError("unknown surface", where=where, got=surface, remedy=did_you_mean(surface, SURFACES))
-    offer = _amount(values.get("offer", 0.0), 1.0, "offer", "a share of the price, 0..1", where)
+    discount = _amount(values.get("discount", 0.0), 1.0, "discount", "a share of the price, 0..1", where)
     told = {name: values[name] for name in CATALOGUE if name in values}
     if "price" in told:
         told["price"] = _amount(told["price"], math.inf, "price", "a finite number >= 0", where)
-    return Given(where, values["item_id"], values["line"], surface, values.get("audience", ""), offer, told)
+    return Given(where, values["item_id"], values["line"], surface, values.get("audience", ""), discount, told)
 
 
 def _amount(value: Any, most: float, name: str, expected: str, where: str) -> float:
@@ -168,7 +169,7 @@ def _brief(line: Given, item: dict[str, Any]) -> Brief:
     texts = {name: item[name] for name in CATALOGUE[:-1] if isinstance(item.get(name), str)}
     price = item.get("price")
     known = {"price": float(price)} if isinstance(price, float) and math.isfinite(price) else {}
-    return Brief(line.surface, **{**texts, **known, **line.told}, discount=line.offer, audience=line.audience)
+    return Brief(line.surface, **{**texts, **known, **line.told}, discount=line.discount, audience=line.audience)
 
 
 def _reward(shoppers: Path, seed: int) -> tuple[CopyReward, pd.DataFrame]:
@@ -202,7 +203,7 @@ def _refuse_strangers(given: list[Given], items: dict[str, Any], reward: CopyRew
 
 def _rates(given: list[Given], reward: CopyReward) -> Iterator[Figure]:
     """Yield each line's click rate, with the interval of Student's t for what one more member would expect."""
-    asked = [(line.item_id, line.audience, line.offer, line.line) for line in given]
+    asked = [(line.item_id, line.audience, line.discount, line.line) for line in given]
     item_ids, audiences, discounts, lines = zip(*asked, strict=True)
     click = reward.by_member(item_ids, audiences, discounts, lines)["click"]  # (M, n)
     members, mean = len(click), click.mean(0)

@@ -8,7 +8,7 @@ import pytest
 from hawker.app.copy_scores import _rates, read_lines, score_lines
 from hawker.shop.errors import InputError
 
-HEADER = "item_id,line,surface,audience,offer,title,price\n"
+HEADER = "item_id,line,surface,audience,discount,title,price\n"
 
 
 def written(path: Path, text: str) -> Path:
@@ -23,19 +23,19 @@ def test_both_forms_say_the_same(tmp_path: Path):
             "line": 'Brew "slow",\u2028friend \u2615',
             "surface": "winback",
             "audience": "new",
-            "offer": 0.2,
+            "discount": 0.2,
         },
         {"item_id": "8", "line": "", "title": "Teapot", "price": 35.0},
     ]
     table = HEADER + '7,"Brew ""slow"",\u2028friend \u2615",winback,new,0.2,,\n8,,,,,Teapot,35\n'
     ours = read_lines(written(tmp_path / "lines.jsonl", "\ufeff" + "\n\n".join(json.dumps(row) for row in rows)))
     theirs = read_lines(written(tmp_path / "lines.csv", table))
-    assert [(g.item_id, g.line, g.surface, g.audience, g.offer, g.told) for g in ours] == [
+    assert [(g.item_id, g.line, g.surface, g.audience, g.discount, g.told) for g in ours] == [
         ("7", 'Brew "slow",\u2028friend \u2615', "winback", "new", 0.2, {}),
         ("8", "", "headline", "", 0.0, {"title": "Teapot", "price": 35.0}),
     ]
     assert [g.told for g in ours] == [g.told for g in theirs]
-    assert [(g.line, g.surface, g.offer) for g in ours] == [(g.line, g.surface, g.offer) for g in theirs]
+    assert [(g.line, g.surface, g.discount) for g in ours] == [(g.line, g.surface, g.discount) for g in theirs]
     assert ours[1].where == f"{tmp_path / 'lines.jsonl'} line 3"
 
 
@@ -50,10 +50,10 @@ def test_both_forms_say_the_same(tmp_path: Path):
         ("a.jsonl", '{"item_id": true, "line": "x"}', "item_id is not text; got True"),
         (
             "a.jsonl",
-            '{"item_id": "a", "line": "x", "offer": 20}',
-            "bad offer; got 20, expected a share of the price, 0..1",
+            '{"item_id": "a", "line": "x", "discount": 20}',
+            "bad discount; got 20, expected a share of the price, 0..1",
         ),
-        ("a.jsonl", '{"item_id": "a", "line": "x", "offer": NaN}', "bad offer"),
+        ("a.jsonl", '{"item_id": "a", "line": "x", "discount": NaN}', "bad discount"),
         ("a.jsonl", '{"item_id": "a", "line": "x", "price": "dear"}', "bad price; got 'dear'"),
         ("a.jsonl", '{"item_id": "a", "line": "x", "surface": "headlin"}', "did you mean 'headline'?"),
         ("a.jsonl", '{"item_id": "a", "line": "x", "lines": 1}', "unknown column 'lines'; did you mean 'line'?"),
@@ -81,8 +81,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
 
 def test_what_the_file_tells_of_an_item_is_what_claims_are_held_against(tmp_path: Path):
     rows = [
-        {"item_id": "a", "line": "Now $28", "price": 35, "offer": 0.2},
-        {"item_id": "a", "line": "Now $28", "price": 36, "offer": 0.2},
+        {"item_id": "a", "line": "Now $28", "price": 35, "discount": 0.2},
+        {"item_id": "a", "line": "Now $28", "price": 36, "discount": 0.2},
         {"item_id": "a", "line": "since 1921", "description": "Founded in 1921."},
         {"item_id": "a", "line": "A pot\nfor two", "surface": "description"},
     ]

@@ -99,6 +99,12 @@ def test_write(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert all(f"broke the rule {rule}" in printed for rule in report["rejected"])
     assert main([*map(str, words), *options]) == 0
     assert (tmp_path / "lines.jsonl").read_text() == written
+    judged = ["copy", "score", tmp_path / "lines.jsonl", "--json", tmp_path / "scores.json"]
+    assert main([*map(str, judged)]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["lines"]
+    assert [(score["line"], score["discount"], score["hits"]) for score in scores] == [
+        (row["line"], 0.1, []) for row in rows
+    ]
 
 
 @pytest.mark.parametrize(
