@@ -172,7 +172,7 @@ class BenchExploits:
 
 @dataclass(frozen=True)
 class BenchWriter:
-    """Train a language model on a log's copy and against learned shoppers, and judge its lines in the gold world.
+    """Train a language model on a log's copy and against learned shoppers, and judge it in gold.
 
     Args:
         model: The language model: a fetched name, a directory or a hub id.

@@ -32,7 +32,7 @@ SHOWN = ("loss", "reward", "shoppers/", "preference", "line/", "penalty/", "refu
 
 @dataclass(frozen=True)
 class WriterSft:
-    """Fine-tune a language model on the copy that a run's log shows, lines that did well more often than others.
+    """Fine-tune a language model on logged copy, lines that did well more often than others.
 
     Reads the part of the log that the run's shoppers to train against were fitted to. Writes RUN/writer/sft.
 
@@ -105,7 +105,7 @@ class WriterDpo:
 
 @dataclass(frozen=True)
 class WriterReward:
-    """Learn a model of preferences from pairs of lines, to stand beside the shoppers in `hawker writer grpo`.
+    """Learn a model of preferences from pairs of lines, to stand beside the shoppers in writer grpo.
 
     Writes RUN/writer/reward.
 

@@ -14,7 +14,7 @@ from hawker.simulators.appeal import Architecture, Recorded
 from hawker.simulators.calibration import calibrate
 from hawker.simulators.fitting import calibrate_ensemble
 from hawker.simulators.likelihood import log_loss, negative_log_likelihood, predict_rows
-from hawker.simulators.memory import EDGES
+from hawker.simulators.memory import EDGES, MOOD_SCALE
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import HEADS, ShopperModel
 from hawker.simulators.small import small_tables
@@ -64,6 +64,8 @@ def remembered(journeys: tuple[pd.DataFrame, ...], n: int = 150) -> tuple[Shoppe
     model = ShopperModel(builder, 3, Architecture(2, 1, 6), 0.2, generator, everything, lines)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3, generator=generator)
+    assert model.memory is not None
+    model.memory.mood.weight.data /= 3 * MOOD_SCALE  # or everything is certain
     return model.requires_grad_(False).eval(), encode_log(impressions[:n], builder, lines, CPU).rows
 
 
