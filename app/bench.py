@@ -89,23 +89,26 @@ def run_speed(shoppers: Path | None, quick: bool, progress: Callable[[str], None
 
 
 def run_leaderboard(
-    variants: tuple[str, ...], seeds: tuple[int, ...], steps: int, quick: bool, progress: Callable[[str], None]
+    variants: tuple[str, ...], seeds: tuple[int, ...], steps: int | None, quick: bool, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Run ``hawker bench leaderboard``; ``quick`` replaces sizes, worlds and all seeds but the first.
+
+    Without ``steps`` PPO learns from as many pages as the benchmark's config says.
 
     Raises:
         InputError: A variant, the seeds or the steps cannot be used.
     """
     threads = choose_threads()
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise InputError("no pages to learn from", where="--steps", got=steps, expected="at least 1")
     worlds = tuple(None if variant == "base" else variant for variant in variants)
     config = leaderboard.LeaderboardConfig(seeds=seeds, variants=worlds)
-    config = replace(config, train=replace(config.train, steps=steps))
+    if steps is not None:
+        config = replace(config, train=replace(config.train, steps=steps))
     if quick:
         config = replace(leaderboard.QUICK, seeds=seeds[:1])
     report = leaderboard.bench_leaderboard(config, progress)
-    size = ["--quick"] if quick else ["--variants", *variants, "--steps", str(steps)]
+    size = ["--quick"] if quick else ["--variants", *variants, "--steps", str(config.train.steps)]
     command = shlex.join(["hawker", "bench", "leaderboard", *size, "--seeds", *map(str, config.seeds)])
     return {**report, "machine": machine(threads), "command": command}
 

@@ -105,13 +105,13 @@ class BenchLeaderboard:
     Args:
         variants: Worlds: base, a shipped variant (cascade, inert, weibull) or a YAML file; inert is the control.
         seeds: One log, fit, training and judgement each. Logs and fits are kept under $HAWKER_HOME/bench.
-        steps: Pages that PPO learns from.
+        steps: Pages that PPO learns from; by default as many as the README's figures.
         quick: One small log and a short training, for a look.
     """
 
     variants: tuple[str, ...] = ("base", "inert")
     seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
-    steps: int = 1_200_000
+    steps: int | None = None
     quick: bool = False
     json: Json = None
 

@@ -179,8 +179,11 @@ def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPa
     assert (ran[0].variants, ran[0].seeds, ran[0].train.steps) == ((None, "cascade"), (4, 5), 1000)
     asked = _parse("bench leaderboard", shlex.split(report["command"])[3:])
     assert (asked.variants, asked.seeds, asked.steps, asked.quick) == (("base", "cascade"), (4, 5), 1000, False)
+    usual = run_leaderboard(("base",), (4,), None, False, print)
+    assert ran[1].train == leaderboard.LeaderboardConfig().train
+    assert f"--steps {ran[1].train.steps} " in usual["command"]
     quick = run_leaderboard(("base",), (4, 5), 1000, True, print)
-    assert ran[1] == dataclasses.replace(leaderboard.QUICK, seeds=(4,))
+    assert ran[2] == dataclasses.replace(leaderboard.QUICK, seeds=(4,))
     assert shlex.split(quick["command"])[3:] == ["--quick", "--seeds", "4"]
     with pytest.raises(InputError, match="no pages to learn from"):
         run_leaderboard(("base",), (4,), 0, False, print)
