@@ -72,8 +72,9 @@ class PageTrainConfig:
         trace: Lambda of the generalised advantage estimate, 0 to 1.
         normalise: Whether advantages are brought to spread 1 in every rollout. Otherwise they are in units of the
             returns' root mean square in the first rollout: where shoppers hardly tell pages apart they are small.
-        critic_first: First pages, which teach the critic alone; the actor meanwhile follows its entropy. An actor that
-            begins as another strategy is too sure of it to find what pays later.
+        critic_first: First pages, which teach the critic alone.
+        greedy: Weight of what pays at once in what the actor begins as, see ``PageActor.begin_greedy``; 0 begins with
+            every page alike.
         hidden: Width of the actor and the critic.
         constraints: What has to hold over all pages together.
         seed: Decides first weights, shoppers, pages and minibatches.
@@ -92,6 +93,7 @@ class PageTrainConfig:
     trace: float = 0.9
     normalise: bool = True
     critic_first: int = 0
+    greedy: float = 0.0
     hidden: int = 64
     constraints: Constraints = field(default_factory=Constraints)
     seed: int = 0

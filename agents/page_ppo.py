@@ -378,10 +378,12 @@ class PagePPO(PPO):
 
     Attributes:
         critic_first: First pages, which tell the actor nothing.
+        entropy_weight: That of its entropy, from then on.
     """
 
     policy: PageActorCriticPolicy
     critic_first: int
+    entropy_weight: float
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -439,6 +441,7 @@ class PagePPO(PPO):
         with torch.no_grad():
             last_values, learns = self.policy.predict_values(here)[:, 0], self.num_timesteps > self.critic_first
             rollout_buffer.finish(last_values, self.policy.returns, learns)
+        self.ent_coef = self.entropy_weight * learns
         finite(rollout_buffer.rewards)
         self._last_obs = cast(Any, here)
         for name, total in totals.items():
@@ -490,5 +493,7 @@ def page_ppo(
         vf_coef=(1 + shop.layout.size) / 2,  # the loss is a mean over the page's value and those of its slots
         device=shop.world.device,
     )
-    model.critic_first = config.critic_first
+    model.critic_first, model.entropy_weight = config.critic_first, config.entropy
+    if config.greedy:
+        model.policy.actor.begin_greedy(config.greedy)
     return model

@@ -20,7 +20,6 @@ from stable_baselines3.common.logger import Logger
 from hawker.agents.config import PageTrainConfig
 from hawker.agents.myopic import MyopicPages
 from hawker.agents.page_ppo import page_ppo
-from hawker.agents.warm_start import imitate
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
@@ -32,8 +31,7 @@ from hawker.envs.page import Parts, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.bandits import LinearThompson, LinUCB
 from hawker.policies.clicks import ClickModel, ClickRows
-from hawker.policies.page_actor import PageStrategy
-from hawker.policies.protocol import Strategy
+from hawker.policies.page_actor import LikeliestPages, PageStrategy
 from hawker.policies.shopkeeper import Habits, Scores, Shopkeeper
 from hawker.shop.figures import Figure
 from hawker.shop.logs import read_logs
@@ -81,7 +79,17 @@ class LeaderboardConfig:
     followed: int = 4_000
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     train: PageTrainConfig = field(
-        default_factory=lambda: PageTrainConfig(steps=1_200_000, batch=512, critic_first=300_000, final_rate=0.1)
+        default_factory=lambda: PageTrainConfig(
+            steps=1_200_000,
+            shoppers=512,
+            pages=32,
+            batch=512,
+            learning_rate=1e-3,
+            final_rate=0.1,
+            trace=0.95,
+            critic_first=300_000,
+            greedy=4.0,
+        )
     )
     privileged: int = 5
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0))
@@ -142,8 +150,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
     curves = {}
     for name, reward in (("ppo", config.reward), ("cautious ppo", config.cautious)):
         proxy = _read(fitted.world("train", reward.doubts), fitted, config.reward, lines)
-        begins = MyopicPages("myopic", proxy, config.reward, shown)
-        strategy, curves[name] = _train(proxy, fitted, reward, train, config.horizon, told, name, begins)
+        strategy, curves[name] = _train(proxy, fitted, reward, train, config.horizon, told, name)
         contestants[name] = (gold, strategy)
     if not control:  # there nothing moves retention: it would have nothing to show
         truth = TruthWorld(world, config.reward, lines)
@@ -238,21 +245,19 @@ def _train(
     horizon: float,
     told: Told,
     name: str,
-    teacher: Strategy | None = None,
-) -> tuple[PageStrategy, list[tuple[int, float]]]:
-    """Return PPO's strategy for whole pages and its learning curve: pages seen, and reward a page."""
+) -> tuple[LikeliestPages, list[tuple[int, float]]]:
+    """Return PPO's likeliest pages and its learning curve: pages seen, and reward a page."""
     parts, rules = Parts(slate=True, ad=True, offer=True, copy=True), Rules(horizon=horizon)
     env = StorefrontVecEnv(world, train.shoppers, reward, train.seed, parts=parts, rules=rules)
     vectors = None if fitted.lines is None else fitted.lines.scaled
     model = page_ppo(env, train, vectors)
     model.set_logger(Logger(None, []))
-    if teacher is not None:
-        told(f"{name}: begins as {teacher.name}, {imitate(model, teacher, train.seed):.2f} nats a page")
     curve = _Curve(told, name, train.steps)
     started = time.perf_counter()
     model.learn(train.steps, callback=curve)
     told(f"{name}: {model.num_timesteps / (time.perf_counter() - started):,.0f} pages a second")
-    return PageStrategy(model.policy.actor, world.builder, world.lines, {"seed": train.seed}), curve.points
+    trained = PageStrategy(model.policy.actor, world.builder, world.lines, {"seed": train.seed})
+    return LikeliestPages(trained), curve.points
 
 
 METRICS = ("reward", "visits", "pages", "ctr", "cvr", "d7", "revenue", "ad_income", "ad_load", "items", "gini")

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hawker.shop.context import Context, ContextBuilder
+from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY, Decision, Outcome
-from hawker.shop.features import FeatureSchema
+from hawker.shop.features import LIFT_LINE, LIFT_OFFER, FeatureSchema
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld, State
 from hawker.simulators.world import Shoppers
@@ -23,7 +23,8 @@ class TruthWorld:
     """The gold world with contexts that tell its hidden state; for strategies that nobody could train on logs.
 
     ``shopper`` holds the world's features and its state (columns ``truth.*``); ``affinity`` the logarithm of what each
-    candidate is worth at once at the best position, by a reward's weights of clicks and purchases.
+    candidate is worth at once at the best position, by a reward's weights of clicks and purchases. Columns ``lift.*``
+    say by what factor each offer and each line change the worth of the best candidate, as logarithms.
     """
 
     def __init__(self, world: BazaarWorld, reward: RewardSpec, lines: tuple[str, ...]) -> None:
@@ -35,6 +36,8 @@ class TruthWorld:
         p = world.parameters
         self._widths = (len(p.segments), len(p.visit_classes), len(p.categories))
         names = tuple(f"truth.{i}" for i in range(sum(self._widths) + 3))
+        names += tuple(f"{LIFT_OFFER}{i}" for i in range(world.offers))
+        names += tuple(f"{LIFT_LINE}{i}" for i in range(len(lines)))
         none, one = (0.0,) * len(names), (1.0,) * len(names)
         self._numbers = len(schema.numeric)
         told = FeatureSchema(schema.numeric + names, schema.mean + none, schema.scale + one, schema.categories)
@@ -63,7 +66,7 @@ class TruthWorld:
     def _told(self, here: Shoppers) -> Shoppers:
         state, context = here.state, here.context
         segments, classes, _ = self._widths
-        page = state["page"].float()[:, None]
+        page, worth = state["page"].float()[:, None], self._worth(state, context.candidates)
         truth = torch.cat(
             [
                 nn.functional.one_hot(state["segment"], segments).float(),
@@ -72,20 +75,37 @@ class TruthWorld:
                 state["satisfaction"][:, None],
                 page.log1p(),
                 (page == 0).float(),
+                self._lifts(state, context.candidates.gather(1, worth.argmax(1, keepdim=True))),
             ],
             1,
         )
         features = context.shopper
         shopper = torch.cat([features[:, : self._numbers], truth, features[:, self._numbers :]], 1)
-        told = replace(context, shopper=shopper, affinity=self._worth(state, context))
+        told = replace(context, shopper=shopper, affinity=worth)
         return Shoppers(told, here.member, state | {FEATURES: features})
 
-    def _worth(self, state: State, context: Context[Tensor]) -> Tensor:
-        """Return the logarithm of what each candidate is worth at once, shape (N, C)."""
-        # Every candidate as a page of its own: what is above an item does not count here.
-        n, count = context.candidates.shape
+    def _lifts(self, state: State, item: Tensor) -> Tensor:
+        """Return by what factor each offer and each line change what items (N, 1) are worth at once: (N, T + L)."""
+        n, count = len(item), self.offers + len(self.lines)
+        offer, copy = (
+            torch.zeros(count, dtype=torch.long, device=self.device),
+            torch.full((count,), EMPTY, device=self.device),
+        )
+        offer[: self.offers], copy[self.offers :] = torch.arange(self.offers), self._line[:-1]
+        each = self._worth(state, item.expand(n, count), offer.expand(n, count), copy.expand(n, count))
+        return each - each[:, :1]  # tier 0 without a line is the plain page
+
+    def _worth(self, state: State, items: Tensor, offer: Tensor | None = None, copy: Tensor | None = None) -> Tensor:
+        """Return the logarithm of what each item (N, C) is worth at once, with its offer and line, shape (N, C)."""
+        # Every item as a page of its own: what is above an item does not count here.
+        n, count = items.shape
         alone = {name: value.repeat_interleave(count, 0) for name, value in state.items()}
-        pages = Decision(context.candidates.reshape(-1, 1), torch.zeros(n * count, device=self.device))
+        pages = Decision(
+            items.reshape(-1, 1),
+            torch.zeros(n * count, device=self.device),
+            offer=None if offer is None else offer.reshape(-1),
+            copy=None if copy is None else copy.reshape(-1, 1),
+        )
         value = self.world.attraction(alone, pages).reshape(n, count)
         bought = self.world.conversion_probabilities(alone, pages).reshape(n, count)
         worth = value * (self._reward.click + self._reward.conversion * bought)

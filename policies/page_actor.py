@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from hawker.policies.page import LineLogits, OrganicSlate, PageChoice, PageDistribution, PageLayout, PageLogits, sum_of
 from hawker.policies.protocol import Strategy
+from hawker.policies.shopkeeper import ExploringSlate
 from hawker.policies.slate import LOGIT_BOUND, Linear, SlateActor, initialise
 from hawker.policies.trained import POLICY, WEIGHTS
 from hawker.shop.artefacts import read_json, verify_directory, write_json
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
+from hawker.shop.features import LIFT_LINE, LIFT_OFFER, FeatureSchema
+
+FEW_ADS = 3.0
+"""Log-odds of no ad where an actor begins greedy: an ad in one page of twenty."""
 
 DENSE = 64
 """Catalog items per candidate up to which scoring all items in one product is faster than gathering candidates."""
@@ -31,8 +36,9 @@ class PageActor(nn.Module):
     The slate's logits are those of ``SlateActor``. An ad is scored with the same item keys and a query of its own;
     that there is none competes with all bidders together, so that more bidders do not make more ads. A line is scored
     with a key made from its vector, alike for all slots of a page; an offer changes what a line is worth through the
-    same keys, since a line that claims an offer is a lie without one. Logits but those of lines lie within
-    ``LOGIT_BOUND``; "no ad" has the logarithm of the number of bidders on top.
+    same keys, since a line that claims an offer is a lie without one. Where contexts tell what offers and lines make of
+    a page's worth (columns ``lift.*``), that enters with a weight, as affinities enter the slate's. Logits but those of
+    lines lie within ``LOGIT_BOUND``; "no ad" has the logarithm of the number of bidders on top.
 
     Attributes:
         layout: Which parts are chosen.
@@ -85,20 +91,42 @@ class PageActor(nn.Module):
             self.ad_bias = nn.Parameter(torch.zeros(n_items))
         if layout.offers:
             self.offer = Linear(hidden, layout.offers)
+            self.offer_weight = Linear(hidden, 1)
         if layout.lines is not None:
             if line_vectors is None or len(line_vectors) != layout.lines:
                 raise ValueError("copy needs a vector for every line")
             self.register_buffer("line_vectors", torch.from_numpy(np.array(line_vectors, np.float32)))
+            self.line_weight = Linear(hidden, 1)
             self.line_query, self.line_key = Linear(hidden, hidden), Linear(line_vectors.shape[1], hidden)
             self.line_own = nn.Parameter(torch.zeros(layout.lines + 1, hidden))  # the last is no line
             self.line_bias = nn.Parameter(torch.zeros(layout.lines + 1))
             initialise(self.line_key, generator)
             if layout.offers:
                 self.tier_query = nn.Parameter(torch.zeros(layout.offers, hidden))
-        for name in ("ad_query", "no_ad", "slot", "offer", "line_query"):
+        for name in ("ad_query", "no_ad", "slot", "offer", "offer_weight", "line_query", "line_weight"):
             if (head := getattr(self, name, None)) is not None:  # every value of a part starts equally likely
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
+        self._offer_lifts = _columns(builder.shopper, LIFT_OFFER, layout.offers)
+        self._line_lifts = _columns(builder.shopper, LIFT_LINE, layout.lines or 0)
+        for columns in (self._offer_lifts, self._line_lifts):
+            if columns is not None:
+                self.slate.shopper_spread[columns] = torch.inf  # they enter with weights of their own alone
+
+    @torch.no_grad()
+    def begin_greedy(self, weight: float) -> None:
+        """Begin as what pays best at once, softly: in proportion to worth to the power of a weight; few ads.
+
+        It needs contexts that tell of worth, as those of `hawker.simulators.reader.ReadWorld` do.
+        """
+        nn.init.zeros_(self.slate.item_key.weight)
+        nn.init.zeros_(self.slate.item_bias.weight)
+        for name in ("affinity_weight", "offer_weight", "line_weight"):
+            if (head := getattr(self.slate if name == "affinity_weight" else self, name, None)) is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.constant_(head.bias, weight)
+        if self.layout.ad:
+            nn.init.constant_(self.no_ad.bias, FEW_ADS)
 
     def forward(self, context: Context[Tensor], bidder: Tensor | None = None) -> PageLogits:
         """Return the logits of a batch of pages.
@@ -121,13 +149,18 @@ class PageActor(nn.Module):
             ad = torch.cat([scores, _bound(self.no_ad(query)) + bidding], 1).float()
             slot = _bound(self.slot(query)).float()
         if self.layout.offers:
-            offer = _bound(self.offer(query)).float()
+            offer = self.offer(query)
+            if self._offer_lifts is not None:
+                offer = offer + self.offer_weight(query) * context.shopper[:, self._offer_lifts]
+            offer = _bound(offer).float()
         if self.layout.lines is not None:
             line_keys = nn.functional.pad(self.line_key(self.line_vectors), (0, 0, 0, 1)) + self.line_own
             by_tier = self.tier_query if self.layout.offers else None
-            line = LineLogits(
-                self.line_query(query).float(), line_keys.float() * self.hidden**-0.5, self.line_bias, by_tier
-            )
+            lifts = None
+            if self._line_lifts is not None:
+                lifts = (self.line_weight(query) * context.shopper[:, self._line_lifts]).float()
+            line_keys = line_keys.float() * self.hidden**-0.5
+            line = LineLogits(self.line_query(query).float(), line_keys, self.line_bias, by_tier, lifts)
         return PageLogits(organic, ad, slot, offer, line)
 
     def _scores(self, query: Tensor, keys: Tensor, bias: Tensor, candidates: Tensor) -> Tensor:
@@ -167,6 +200,12 @@ class PageActor(nn.Module):
         bidder = self.bidder(context, ad_mask)
         may = None if bidder is None else bidder != EMPTY
         return PageDistribution(self.layout, self(context, bidder), context.mask, may, given)
+
+
+def _columns(schema: FeatureSchema, prefix: str, count: int) -> slice | None:
+    """Return the ``count`` columns whose names begin so, one after the other; None where there are not so many."""
+    numbers = [i for i, name in enumerate(schema.numeric) if name.startswith(prefix)]
+    return slice(numbers[0], numbers[-1] + 1) if count and len(numbers) == count else None
 
 
 def _bound(scores: Tensor) -> Tensor:
@@ -247,3 +286,27 @@ class PageStrategy(Strategy):
             return cls(actor.to(device), builder, tuple(values["lines"]), values["trained_on"])
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OSError, SafetensorError) as error:
             raise InputError("not a policy of this version", where=directory, got=str(error).splitlines()[0]) from None
+
+
+class LikeliestPages(Strategy):
+    """The likeliest value of each part of a trained strategy's pages in turn, ad first; nothing is drawn.
+
+    It earns what the strategy has learned without what it explores. Off-policy estimates need the strategy that draws.
+    """
+
+    name = "likeliest"
+
+    def __init__(self, trained: PageStrategy) -> None:
+        self._trained, self.size = trained, trained.size
+
+    def distribution(self, context: Context[Tensor]) -> ExploringSlate:
+        """Return the one slate without an ad that is never left to chance, as a distribution."""
+        actor = self._trained.actor
+        return ExploringSlate(actor(context, actor.bidder(context)).slate, context.mask, self.size, 0.0)
+
+    def propose(
+        self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
+    ) -> Decision[Tensor]:
+        """Return one page per context, whose probability is 1."""
+        page = self._trained.pages(context, ad_mask).mode()
+        return page.decision(context, torch.zeros(len(context.mask), device=context.mask.device))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.lines import Lines
-from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, InView, Recorded, Tables
+from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, InView, Lifts, Recorded, Tables
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
@@ -187,11 +187,26 @@ class ShopperModel(nn.Module):
         if self.conversion is None or self.match is None:
             return click, None
         own = self.conversion.tables(person, self.item_vectors, self.line_vectors)
-        rest = [
-            None if bought is None or liked is None else bought + self.match[1] * liked
-            for bought, liked in zip(own[1:], click[1:], strict=True)
-        ]
-        return click, Tables(own.items + self.match[0] * (click.items - self.click.base), *rest)
+        items = own.items + self.match[0] * (click.items - self.click.base)
+        return click, Tables(items, *self._bought(Lifts(*own[1:]), Lifts(*click[1:])))
+
+    def lifts(self, person: Tensor) -> tuple[Lifts, Lifts | None]:
+        """Return what ``tables`` says of everything but items; ``person`` as there."""
+        person, wishes = self._apart(person)
+        click = self.click.lifts(person, self.line_vectors, wishes)
+        if self.conversion is None:
+            return click, None
+        return click, self._bought(self.conversion.lifts(person, self.line_vectors), click)
+
+    def _bought(self, own: Lifts, click: Lifts) -> Lifts:
+        """Return what parts add to the log-odds of a purchase: of their own, and as they do to clicks."""
+        assert self.match is not None
+        return Lifts(
+            *(
+                None if bought is None or liked is None else bought + self.match[1] * liked
+                for bought, liked in zip(own, click, strict=True)
+            )
+        )
 
     @property
     def amount_spread(self) -> Tensor:

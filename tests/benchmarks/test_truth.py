@@ -39,6 +39,28 @@ def test_what_is_told(bazaar: BazaarWorld):
     torch.testing.assert_close(here.context.affinity[:, place], expected)
 
 
+def test_lifts_of_the_best_candidate(bazaar: BazaarWorld):
+    few = (bazaar.lines[5], bazaar.lines[2], bazaar.lines[0])
+    told = TruthWorld(bazaar, RewardSpec(conversion=5.0), few)
+    here = told.arrive(200, torch.Generator().manual_seed(1))
+    names = told.builder.shopper.numeric
+    best = here.context.candidates.gather(1, here.context.affinity.argmax(1, keepdim=True))
+
+    def worth(tier: int, line: int) -> torch.Tensor:
+        offer, copy = torch.full((200,), tier), torch.full((200, 1), line)
+        page = Decision(best, torch.zeros(200), offer=offer, copy=copy)
+        click, bought = bazaar.attraction(here.state, page), bazaar.conversion_probabilities(here.state, page)
+        return (click * (1 + 5 * bought)).log().squeeze(1)
+
+    lines = [f"lift.line.{i}" for i in range(3)]
+    assert [name for name in names if name.startswith("lift.line.")] == lines
+    for name, tier, line in ((lines[0], 0, 5), (lines[1], 0, 2), (lines[2], 0, 0), ("lift.offer.1", 1, -1)):
+        got = here.context.shopper[:, names.index(name)]
+        torch.testing.assert_close(got, worth(tier, line) - worth(0, -1), atol=1e-5, rtol=1e-4)
+        assert got.std() > 0, name
+    assert not here.context.shopper[:, names.index("lift.offer.0")].any()
+
+
 def test_a_bank_of_fewer_lines_in_another_order(bazaar: BazaarWorld):
     few = (bazaar.lines[5], bazaar.lines[2])
     told, here = TruthWorld(bazaar, RewardSpec(), few), bazaar.arrive(40, torch.Generator().manual_seed(1))

@@ -1,5 +1,6 @@
 """The page actor's logits, and a trained one as a strategy that can be kept."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import torch
 
 from hawker.policies import page_actor
 from hawker.policies.page import PageLayout
-from hawker.policies.page_actor import PageActor, PageStrategy
+from hawker.policies.page_actor import LikeliestPages, PageActor, PageStrategy
 from hawker.policies.slate import LOGIT_BOUND, SlateActor
 from hawker.policies.trained import POLICY, WEIGHTS
 from hawker.shop.artefacts import write_directory
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
+from hawker.shop.features import FeatureSchema
 from hawker.simulators.small import small_tables
 
 CPU = torch.device("cpu")
@@ -87,6 +89,51 @@ def test_logits_have_the_shapes_and_bounds_they_should():
         assert part.abs().max() <= LOGIT_BOUND
 
 
+def telling() -> tuple[ContextBuilder, torch.Tensor]:
+    """A shop whose contexts tell what two offers and four lines make of a page's worth, and what they tell."""
+    schema, told = BUILDER.shopper, torch.randn(len(IMPRESSIONS), 6, generator=generator(7))
+    names = tuple(f"lift.offer.{i}" for i in range(2)) + tuple(f"lift.line.{i}" for i in range(4))
+    numbers = schema.numeric + names, schema.mean + (0.0,) * 6, schema.scale + (1.0,) * 6
+    return ContextBuilder(FeatureSchema(*numbers, schema.categories), BUILDER.catalog), told
+
+
+def test_an_actor_begins_as_what_pays_at_once():
+    """By hand: worth to the power of 3 for items, offers and lines; an ad in one page of e^3 + 1."""
+    builder, told = telling()
+    plain, count = contexts(), len(BUILDER.shopper.numeric)
+    shopper = torch.cat([plain.shopper[:, :count], told, plain.shopper[:, count:]], 1)
+    context = dataclasses.replace(plain, shopper=shopper, affinity=torch.randn(plain.mask.shape, generator=generator()))
+    actor = PageActor(LAYOUT, builder, 8, generator(3), BIDS, VECTORS)
+    actor.begin_greedy(3.0)
+    logits = actor(context, actor.bidder(context))
+    torch.testing.assert_close(logits.slate, LOGIT_BOUND * (3.0 * context.affinity / LOGIT_BOUND).tanh())
+    torch.testing.assert_close(logits.offer, LOGIT_BOUND * (3.0 * told[:, :2] / LOGIT_BOUND).tanh())
+    tiers = torch.zeros(len(told), dtype=torch.long)
+    expected = torch.nn.functional.pad(3.0 * told[:, 2:], (0, 1))
+    torch.testing.assert_close(logits.line.given(tiers), expected)
+    pages = actor.distribution(context)
+    torch.testing.assert_close(
+        pages._ad[:, -1].exp(), torch.full((len(told),), 1 / (1 + np.exp(-3.0))), atol=2e-3, rtol=0
+    )
+
+
+def test_what_offers_and_lines_are_worth_enters_by_its_weights_alone():
+    builder, told = telling()
+    plain, count = contexts(), len(BUILDER.shopper.numeric)
+    actor, source = PageActor(LAYOUT, builder, 8, generator(3), BIDS, VECTORS), generator(4)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=source))
+    shoppers = [torch.cat([plain.shopper[:, :count], part, plain.shopper[:, count:]], 1) for part in (told, -told)]
+    one, other = (actor(dataclasses.replace(plain, shopper=shopper), actor.bidder(plain)) for shopper in shoppers)
+    assert torch.equal(one.slate, other.slate)
+    assert torch.equal(one.line.query, other.line.query)
+    assert not torch.allclose(one.offer, other.offer)
+    torch.testing.assert_close(one.line.lifts, -other.line.lifts)
+    strategy = PageStrategy(actor, builder, LINES, {})
+    assert strategy.actor.slate.shopper_spread.isinf().sum() == 6
+
+
 def test_only_bidders_are_ads_and_a_mask_narrows_them(strategy: PageStrategy):
     context = contexts()
     ads = strategy.pages(context).sample(generator()).ad
@@ -121,6 +168,23 @@ def test_what_is_proposed_has_the_probability_it_says(strategy: PageStrategy):
     again = strategy.propose(context, generator())
     assert torch.equal(again.slate, decision.slate)
     assert torch.equal(again.copy, decision.copy)
+
+
+def test_the_likeliest_page_is_shown_for_certain(strategy: PageStrategy):
+    context, always = contexts(), LikeliestPages(strategy)
+    decision, again = (always.propose(context, generator(seed)) for seed in (1, 2))
+    pages = strategy.pages(context)
+    expected = pages.mode().decision(context, torch.zeros(len(context.mask)))
+    for part in ("slate", "ad", "offer", "copy", "log_prob"):
+        assert torch.equal(getattr(decision, part), getattr(expected, part)), part
+        assert torch.equal(getattr(decision, part), getattr(again, part)), part
+    chances = strategy.log_prob(context, decision)
+    drawn = torch.stack([strategy.propose(context, generator(seed)).log_prob for seed in range(20)])
+    assert (chances > drawn.mean(0)).all()
+    closed = torch.zeros_like(context.mask)
+    assert (always.propose(context, generator(), closed).ad == EMPTY).all()
+    slates = always.distribution(context)
+    torch.testing.assert_close(slates.mode(), strategy.distribution(context).mode())
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, PageLayout(3), PageLayout(3, ad=True), PageLayout(2, lines=4)], ids=repr)

@@ -102,6 +102,30 @@ def test_affinity_is_what_a_candidate_is_worth_at_once(read):
     assert here.context.affinity.std() > 0
 
 
+def test_lifts_are_what_offers_and_lines_make_of_it(read):
+    """Of an item of the likeliest candidates' average log-odds, from the model's whole tables."""
+    here = read.arrive(30, seeded(4))
+    click, purchase = read.model.tables(read.person(here.context.shopper))
+    top = click.items.gather(1, here.context.candidates).topk(min(10, read.choices), 1)
+    liked = top.values.mean(1, keepdim=True)
+    bought = purchase.items.gather(1, here.context.candidates).gather(1, top.indices).mean(1, keepdim=True)
+
+    def worth(click_odds, purchase_odds):
+        value = calibrated(click_odds.sigmoid(), read.calibration[0])
+        return (value * (1 + 5 * calibrated(purchase_odds.sigmoid(), read.calibration[1]))).log()
+
+    names = read.builder.shopper.numeric
+    for prefix, clicks, purchases in (
+        ("lift.offer.", click.offers, purchase.offers),
+        ("lift.line.", click.lines, purchase.lines),
+    ):
+        columns = [names.index(f"{prefix}{i}") for i in range(clicks.shape[1])]
+        assert sum(name.startswith(prefix) for name in names) == len(columns) > 1
+        expected = worth(liked + clicks, bought + purchases) - worth(liked, bought)
+        torch.testing.assert_close(here.context.shopper[:, columns], expected, atol=1e-5, rtol=1e-4)
+        assert expected.std() > 0
+
+
 def test_a_world_whose_features_stand_in_another_order():
     world = FeatureSchema(("b", "a"), (0.0, 0.0), (1.0, 1.0), {"colour": ("red", "blue")})
     reader = FeatureSchema(("a", "c", "b"), (0.0, 9.0, 0.0), (1.0, 1.0, 1.0), {"colour": ("blue", "green", "red")})
@@ -130,6 +154,6 @@ def test_moods_come_near_unit_scale(lasting, read):
     memory = copy.deepcopy(memory)
     memory.lowest.fill_(-torch.inf)
     memory.highest.fill_(torch.inf)
-    plain = _with_history(lasting.builder.shopper, read._told, memory)
+    plain = _with_history(lasting.builder.shopper, read._told, memory, ())
     assert not plain.centre[moods].any()
     assert (plain.spread[moods] == 1).all()
