@@ -1,7 +1,7 @@
 """``hawker bench leaderboard``: strategies trained on logs alone, judged in gold worlds that nothing was trained on.
 
 Zero is the strategy that wrote the logs; one is PPO trained in the gold world itself with nothing hidden from it, on
-more pages. Every arm meets the same draws of new shoppers.
+more pages. PPO's arms show the likeliest of their pages. Every arm meets the same draws of new shoppers.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ QUICK = LeaderboardConfig(
     shoppers=300,
     followed=200,
     fit=FitConfig(members=2, epochs=2),
-    train=PageTrainConfig(steps=8_192, shoppers=256, pages=8, batch=1024),
+    train=PageTrainConfig(steps=8_192, shoppers=256, pages=8, batch=1024, greedy=4.0),
     privileged=2,
 )
 """For a look: its figures say that the benchmark runs, not who wins."""
