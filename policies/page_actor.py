@@ -91,27 +91,28 @@ class PageActor(nn.Module):
             self.ad_bias = nn.Parameter(torch.zeros(n_items))
         if layout.offers:
             self.offer = Linear(hidden, layout.offers)
-            self.offer_weight = Linear(hidden, 1)
         if layout.lines is not None:
             if line_vectors is None or len(line_vectors) != layout.lines:
                 raise ValueError("copy needs a vector for every line")
             self.register_buffer("line_vectors", torch.from_numpy(np.array(line_vectors, np.float32)))
-            self.line_weight = Linear(hidden, 1)
             self.line_query, self.line_key = Linear(hidden, hidden), Linear(line_vectors.shape[1], hidden)
             self.line_own = nn.Parameter(torch.zeros(layout.lines + 1, hidden))  # the last is no line
             self.line_bias = nn.Parameter(torch.zeros(layout.lines + 1))
             initialise(self.line_key, generator)
             if layout.offers:
                 self.tier_query = nn.Parameter(torch.zeros(layout.offers, hidden))
+        self._offer_lifts = _columns(builder.shopper, LIFT_OFFER, layout.offers)
+        self._line_lifts = _columns(builder.shopper, LIFT_LINE, layout.lines or 0)
+        if self._offer_lifts is not None:
+            self.offer_weight = Linear(hidden, 1)
+            self.slate.shopper_spread[self._offer_lifts] = torch.inf  # they enter with weights of their own alone
+        if self._line_lifts is not None:
+            self.line_weight = Linear(hidden, 1)
+            self.slate.shopper_spread[self._line_lifts] = torch.inf
         for name in ("ad_query", "no_ad", "slot", "offer", "offer_weight", "line_query", "line_weight"):
             if (head := getattr(self, name, None)) is not None:  # every value of a part starts equally likely
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
-        self._offer_lifts = _columns(builder.shopper, LIFT_OFFER, layout.offers)
-        self._line_lifts = _columns(builder.shopper, LIFT_LINE, layout.lines or 0)
-        for columns in (self._offer_lifts, self._line_lifts):
-            if columns is not None:
-                self.slate.shopper_spread[columns] = torch.inf  # they enter with weights of their own alone
 
     @torch.no_grad()
     def begin_greedy(self, weight: float) -> None:
