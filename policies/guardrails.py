@@ -101,7 +101,7 @@ _DIGITS = re.compile(r"\+?\d(?:[\s().\-/]{0,3}\d){6,}")
 _LINK = re.compile(
     r"https?:|www\.|\b[\w-]+(?:\.|\s?\(?dot\)?\s)(?:com|net|org|io|co|biz|info|shop|store|app|ly|me|ru|cn|de|fr|uk|xyz)\b"
 )
-_MARKUP = re.compile(r"[<>{}\[\]\\`]|\*\*|__|##|\|\w+\||&\w{2,8};|&#")
+_MARKUP = re.compile(r"[<>{}\[\]\\`\ufffd]|\*\*|__|##|\|\w+\||&\w{2,8};|&#")
 _LABEL = re.compile(
     r"(?:(?:sure|certainly|of course|okay)[,!.:]|here(?:'s| is| are)\b[^:\n]{0,80}:"
     r"|(?:[#*_\s]*)(?:headline|title|product title|description|product description|promotion|promotion line|promo"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +92,12 @@ class Writer:
         return min(int(positions or 1 << 30), int(self.tokenizer.model_max_length))
 
     def write(
-        self, briefs: Sequence[Brief], count: int = 1, temperature: float = 1.0, seed: int = 0
+        self,
+        briefs: Sequence[Brief],
+        count: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        until: float = math.inf,
     ) -> list[list[str]]:
         """Return ``count`` lines for each brief, as the model says them: stripped, not tidied, not checked.
 
@@ -102,10 +109,12 @@ class Writer:
             count: Lines for each brief, at least 1.
             temperature: 0 takes the likeliest token every time; 1 is the model's own distribution.
             seed: Decides what is drawn.
+            until: When to give up, as ``time.monotonic`` tells the time; looked at after every token.
 
         Raises:
             InputError: A brief is too long for the model, the model's probabilities are not finite, or there is not
                 enough memory for a single line.
+            TimeoutError: It was ``until`` before every line had ended.
         """
         if count < 1 or not 0 <= temperature <= 100:  # NaN too
             got = f"count {count}, temperature {temperature}"
@@ -115,7 +124,7 @@ class Writer:
         with _seeded(seed, self.device):
             for surface in dict.fromkeys(brief.surface for brief in briefs):  # a batch shares its cap
                 rows = [i for i, brief in enumerate(briefs) if brief.surface == surface for _ in range(count)]
-                said = self._generate([prompts[i] for i in rows], token_cap(surface), temperature)
+                said = self._generate([prompts[i] for i in rows], token_cap(surface), temperature, until)
                 for i, text in zip(rows, said, strict=True):
                     lines[i].append(text)
         return lines
@@ -187,13 +196,13 @@ class Writer:
             raise InputError(what, where=self.name, got=f"{len(ids):,} tokens", expected=f"at most {most:,}")
         return list(ids)
 
-    def _generate(self, prompts: list[list[int]], cap: int, temperature: float) -> list[str]:
+    def _generate(self, prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
         texts: list[str] = []
         size = ROWS
         while len(texts) < len(prompts):
             rows = prompts[len(texts) : len(texts) + size]
             try:
-                texts += self._batch(rows, cap, temperature)
+                texts += self._batch(rows, cap, temperature, until)
             except torch.OutOfMemoryError:
                 if len(rows) == 1:
                     raise InputError("not enough memory for one line", where=self.name) from None
@@ -201,8 +210,13 @@ class Writer:
         return texts
 
     @torch.no_grad()
-    def _batch(self, prompts: list[list[int]], cap: int, temperature: float) -> list[str]:
-        from transformers import GenerationConfig
+    def _batch(self, prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        def in_time(said: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+            if time.monotonic() > until:
+                raise TimeoutError  # not `max_time`, which hands out half a line as if it were whole
+            return torch.zeros(len(said), dtype=torch.bool, device=said.device)
 
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
@@ -219,7 +233,12 @@ class Writer:
         )
         ids, mask = ids.to(self.device), mask.to(self.device)
         try:
-            said = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            said = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([in_time]),
+            )
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

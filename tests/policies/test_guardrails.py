@@ -66,6 +66,7 @@ BAD = [
     ("Soooo good", PLAIN, "shouting"),
     ("A <b>pot</b>", PLAIN, "markup"),
     ("A **pot**", PLAIN, "markup"),
+    ("A p\ufffdt", PLAIN, "markup"),
     ("A {title}", PLAIN, "markup"),
     ("A pot |im_end|", PLAIN, "markup"),
     ("A pot\nfor two", PLAIN, "markup"),

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ def test_lines_end_at_the_cap_of_their_surface(writer: Writer, monkeypatch: pyte
     monkeypatch.setattr(writer.model, "generate", recorded)
     writer.write([BRIEFS[0], BRIEFS[1], BRIEFS[0]], count=2)
     assert caps == [(4, SURFACES["headline"].longest // 2), (2, SURFACES["title"].longest // 2)]
+
+
+def test_it_gives_up_when_the_time_is_over(writer: Writer, nothing_global: None):
+    expected, steps = writer.write(BRIEFS, seed=5), []
+    hook = writer.model.register_forward_hook(lambda *_: steps.append(1))
+    with pytest.raises(TimeoutError):
+        writer.write(BRIEFS, seed=5, until=time.monotonic())
+    assert len(steps) == 1  # the rest was never computed
+    hook.remove()
+    assert writer.write(BRIEFS, seed=5, until=time.monotonic() + 600) == expected
 
 
 def test_log_likelihood_by_hand(writer: Writer):
@@ -227,11 +238,11 @@ def test_short_of_memory_batches_are_halved(writer: Writer, monkeypatch: pytest.
     sizes = []
     batch = writer._batch
 
-    def small(prompts: list[list[int]], cap: int, temperature: float) -> list[str]:
+    def small(prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
         sizes.append(len(prompts))
         if len(prompts) > 2:
             raise torch.OutOfMemoryError
-        return batch(prompts, cap, temperature)
+        return batch(prompts, cap, temperature, until)
 
     monkeypatch.setattr(writer, "_batch", small)
     assert len(writer.write(BRIEFS[:1], count=5)[0]) == 5
