@@ -260,26 +260,41 @@ def _train(
     return LikeliestPages(trained), curve.points
 
 
-METRICS = ("reward", "visits", "pages", "ctr", "cvr", "d7", "revenue", "ad_income", "ad_load", "items", "gini")
+METRICS = (
+    "reward",
+    "worst_segment",
+    "visits",
+    "pages",
+    "ctr",
+    "cvr",
+    "d7",
+    "revenue",
+    "ad_income",
+    "ad_load",
+    "items",
+    "gini",
+)
 
 
 def metrics(totals: Totals, reward: RewardSpec) -> dict[str, float]:
     """Return what shoppers did, by name of ``METRICS``.
 
     ``reward``, ``visits``, ``pages``, ``revenue`` and ``ad_income`` are means over shoppers of the whole time (reward:
-    clicks and purchases by their weights); ``ctr`` is clicks an impression, ``cvr`` purchases a click, ``d7`` the share
-    who come back within 7 days of their first visit, ``ad_load`` ads a page, ``items`` how many items the impressions
-    would be spread over evenly (the exponential of their entropy), ``gini`` of exposure over all items.
+    clicks and purchases by their weights); ``worst_segment`` is the least reward of a hidden segment of shoppers, as a
+    share of the mean; ``ctr`` is clicks an impression, ``cvr`` purchases a click, ``d7`` the share who come back within
+    7 days of their first visit, ``ad_load`` ads a page, ``items`` how many items the impressions would be spread over
+    evenly (the exponential of their entropy), ``gini`` of exposure over all items.
     """
     clicks, purchases, impressions = (
         float(part.sum()) for part in (totals.clicks, totals.purchases, totals.impressions)
     )
     share = totals.exposure.double() / totals.exposure.sum().clamp(min=1)
     ranked = share.sort().values
-    n = len(ranked)
+    n, rewards = len(ranked), totals.reward(reward.click, reward.conversion)
     gini = float(((2 * torch.arange(1, n + 1) - n - 1) * ranked).sum()) / n
     return {
-        "reward": float(totals.reward(reward.click, reward.conversion).mean()),
+        "reward": float(rewards.mean()),
+        "worst_segment": float(totals.by_segment(rewards).min() / rewards.mean().clamp(min=1e-9)),
         "visits": len(totals.visits.shopper) / len(totals.clicks),
         "pages": float(totals.pages.mean()),
         "ctr": clicks / max(impressions, 1.0),

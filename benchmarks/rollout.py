@@ -45,6 +45,7 @@ class Totals:
         exposure: How often each item was shown to anybody, shape (I,).
         offers: Pages of each discount tier, shape (T,); those without a decision on offers count as tier 0.
         visits: Every visit.
+        segment: Number of the hidden segment that each came with, whatever it became; None where a world knows none.
     """
 
     clicks: Tensor
@@ -58,10 +59,21 @@ class Totals:
     exposure: Tensor
     offers: Tensor
     visits: Visits
+    segment: Tensor | None = None
 
     def reward(self, click: float = 1.0, purchase: float = 5.0) -> Tensor:
         """Return what each shopper was worth, shape (N,)."""
         return click * self.clicks + purchase * self.purchases
+
+    def by_segment(self, values: Tensor) -> Tensor:
+        """Return the means of values (N,) over the shoppers of each segment that came, in order of number, shape (S,).
+
+        A world that knows no segments has one, which everybody is of.
+        """
+        if self.segment is None:
+            return values.mean(0, keepdim=True)
+        _, group, size = self.segment.unique(return_inverse=True, return_counts=True)
+        return torch.zeros_like(size, dtype=values.dtype).index_add(0, group, values) / size
 
 
 @torch.no_grad()
@@ -76,7 +88,8 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
         generator: Of everything that is drawn.
     """
     here, who = world.arrive(shoppers, generator), torch.arange(shoppers, device=world.device)
-    day = torch.zeros(shoppers, device=world.device)
+    # Segments drift from visit to visit: only the first is no doing of the strategy's.
+    segment, day = here.state.get("segment"), torch.zeros(shoppers, device=world.device)
     visit, pages, clicks = (torch.zeros_like(who) for _ in range(3))
     names = ("clicks", "purchases", "revenue", "ad_income", "ads", "impressions", "pages", "back")
     totals = {name: torch.zeros(shoppers, device=world.device) for name in names}
@@ -103,7 +116,7 @@ def rollout(world: World, strategy: Proposer, shoppers: int, days: int, generato
         here = here.take(stay)
         who, day, visit, pages, clicks = (part[stay] for part in (who, day, visit, pages, clicks))
     visits = Visits(*(torch.cat(part) for part in zip(*ended, strict=True)))
-    return Totals(**totals, exposure=exposure, offers=offers, visits=visits)
+    return Totals(**totals, exposure=exposure, offers=offers, visits=visits, segment=segment)
 
 
 def _of_page(world: World, decision: Decision[Tensor], outcome: Outcome[Tensor]) -> dict[str, Tensor]:

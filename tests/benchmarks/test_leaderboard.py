@@ -37,11 +37,13 @@ def test_metrics_by_hand():
         exposure=t([8.0, 8.0, 0.0, 0.0]),
         offers=t([3.0, 1.0]),
         visits=visits,
+        segment=t([4, 1]),
     )
     got = metrics(totals, RewardSpec(click=1.0, conversion=5.0))
     assert set(got) == set(METRICS)
     expected = {
         "reward": (2 + 1 + 5 * 0.6) / 2,
+        "worst_segment": 1.5 / 3.0,
         "visits": 1.5,
         "pages": 2.0,
         "ctr": 3 / 16,

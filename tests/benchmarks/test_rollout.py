@@ -9,8 +9,10 @@ from torch import Tensor
 
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.truth import TruthWorld
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import Decision, Outcome
+from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.world import Shoppers
 
@@ -98,6 +100,30 @@ def test_totals_by_hand(bazaar: BazaarWorld) -> None:
     ]
     assert set(visits.pages.tolist()) == {2}
     assert set(visits.clicks.tolist()) == {2}
+
+
+def test_means_by_segment_by_hand(bazaar: BazaarWorld) -> None:
+    totals = rollout(Clockwork(bazaar.builder), Fixed(), 3, 28, torch.Generator())
+    assert totals.segment is None
+    assert totals.by_segment(totals.clicks).tolist() == pytest.approx([14 / 3]), "all are one"
+    told = dataclasses.replace(totals, segment=torch.tensor([4, 1, 4]))  # nobody of 0, 2 and 3 came
+    assert told.by_segment(told.clicks).tolist() == [6.0, 4.0]
+    assert told.by_segment(told.reward()).tolist() == pytest.approx([12.0, 8.0])
+
+
+def test_shoppers_keep_the_segment_they_came_with(bazaar: BazaarWorld) -> None:
+    draws, p = torch.Generator().manual_seed(3), bazaar.parameters
+    totals = rollout(bazaar, logging_strategy(bazaar, "popularity"), 300, 28, torch.Generator().manual_seed(3))
+    assert totals.segment is not None
+    assert totals.segment.tolist() == bazaar.arrive(300, draws).state["segment"].tolist()
+    means, counts = totals.by_segment(totals.reward()), totals.segment.bincount()
+    assert len(means) == len(p.segments)
+    assert float((means * counts).sum() / 300) == pytest.approx(float(totals.reward().mean()))
+    # A world that tells more has the same shoppers.
+    told = TruthWorld(bazaar, RewardSpec(), bazaar.lines)
+    seen = rollout(told, logging_strategy(bazaar, "popularity"), 300, 1, torch.Generator().manual_seed(3))
+    assert seen.segment is not None
+    assert seen.segment.tolist() == totals.segment.tolist()
 
 
 def test_a_visit_on_the_last_day_is_not_begun(bazaar: BazaarWorld) -> None:
