@@ -73,7 +73,8 @@ class Totals:
         if self.segment is None:
             return values.mean(0, keepdim=True)
         _, group, size = self.segment.unique(return_inverse=True, return_counts=True)
-        return torch.zeros_like(size, dtype=values.dtype).index_add(0, group, values) / size
+        means: Tensor = torch.zeros_like(size, dtype=values.dtype).index_add(0, group, values) / size
+        return means
 
 
 @torch.no_grad()

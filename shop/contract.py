@@ -22,6 +22,7 @@ from hawker.shop.tables import IntArray, RawTable
 AFFINITY = "affinity."
 PLACEMENTS = ("organic", "ad")
 IMPRESSION_KEY = ["visit_id", "page", "position"]
+DAY = pd.Timedelta(days=1)
 
 Ok = Callable[[pd.Series], "pd.Series[bool]"]
 RowsOk = Callable[[pd.DataFrame], "pd.Series[bool]"]
@@ -208,7 +209,11 @@ def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) ->
 
 
 def broken_rules(
-    table: str, frame: pd.DataFrame, unread: list[Fault], items: Collection[str] | None = None
+    table: str,
+    frame: pd.DataFrame,
+    unread: list[Fault],
+    items: Collection[str] | None = None,
+    now: pd.Timestamp | None = None,
 ) -> list[Fault]:
     """Return the faults of a typed frame, those of ``unread`` cells first.
 
@@ -217,14 +222,17 @@ def broken_rules(
         frame: What ``typed`` returned, shape (n, columns).
         unread: The faults that ``typed`` returned; a cell named there is not reported as missing as well.
         items: The ids of the catalogue; None where there is no items table.
+        now: The moment, in UTC, that no row may lie more than a day after, unless most rows do: such a table keeps a
+            clock of its own. The computer's clock unless told.
     """
+    now = pd.Timestamp.now("UTC") if now is None else now
     schema = pandera.DataFrameSchema(
         {
             name: field_of(table, name).column()
             for name in frame.columns
             if name in FIELDS[table] or pd.api.types.is_float_dtype(frame[name].dtype)
         },
-        checks=_row_rules(table, set(frame.columns), items),
+        checks=_row_rules(table, set(frame.columns), items, now),
     )
     faults = list(unread)
     try:
@@ -272,8 +280,8 @@ def reasons(faults: list[Fault]) -> dict[int, str]:
     return {row: "; ".join(texts) for row, texts in found.items()}
 
 
-def _row_rules(table: str, present: set[str], items: Collection[str] | None) -> list[pandera.Check]:
-    """Return the rules that take more than one column, or another table."""
+def _row_rules(table: str, present: set[str], items: Collection[str] | None, now: pd.Timestamp) -> list[pandera.Check]:
+    """Return the rules that take more than one row, column or table, or the time."""
     rules = []
     if key := _ONCE.get(table):
         once = f"each ({', '.join(key)}) once" if len(key) > 1 else f"each {key[0]} once"
@@ -284,6 +292,10 @@ def _row_rules(table: str, present: set[str], items: Collection[str] | None) -> 
     if items is not None and "candidates" in present:
         known = "item_ids of the items table"
         rules.append(_row_rule("candidates", known, "unknown item", lambda f: _all_known(f.candidates, items)))
+    if "timestamp" in FIELDS[table].keys() & present:
+        tomorrow = now + DAY
+        past = f"a time up to tomorrow, {tomorrow.isoformat(timespec='minutes')}"
+        rules.append(_row_rule("timestamp", past, "future time", lambda f: ~_strays(f.timestamp, tomorrow)))
     if table == "impressions":
         for result, cause in (("converted", "clicked"), ("revenue", "converted")):
             if {result, cause} <= present:
@@ -295,6 +307,16 @@ def _needs(result: str, cause: str) -> pandera.Check:
     return _row_rule(
         result, f"0 where {cause} is 0", "impossible value", lambda f: ~((f[result] > 0) & (f[cause] == 0))
     )
+
+
+def _strays(times: pd.Series, limit: pd.Timestamp) -> pd.Series[bool]:
+    """Mark times after the limit, shape (n,); none if most are.
+
+    One row of 2099 makes every shopper of the log one who has not come back for decades. Where most rows lie ahead, the
+    log was simulated, or its dates were moved, and the times between its rows are right.
+    """
+    ahead = times > limit
+    return ahead & (2 * int(ahead.sum()) <= len(ahead))
 
 
 def _all_known(candidates: pd.Series, items: Collection[str]) -> pd.Series[bool]:

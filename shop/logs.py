@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from hawker.shop.artefacts import CHECKSUMS, find_directory, sha256, verify_directory
+from hawker.shop.artefacts import CHECKSUMS, find_directory, read_json, sha256, verify_directory
 from hawker.shop.contract import Fault, affinities, broken_rules, features, final, typed
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.tables import RawTable, find_table, read_table
@@ -67,8 +67,12 @@ class Inspected:
     valid: pd.DataFrame
 
 
-def inspect_logs(path: Path) -> Iterator[Inspected]:
+def inspect_logs(path: Path, now: pd.Timestamp | None = None) -> Iterator[Inspected]:
     """Yield the tables of a logs directory one by one, each held against the contract and the valid items.
+
+    Args:
+        path: The directory.
+        now: As ``broken_rules`` takes it; simulated logs have days of their own, none of which is too late.
 
     Raises:
         InputError: The directory, a file or a column is not what it must be. Rows raise nothing here.
@@ -77,19 +81,25 @@ def inspect_logs(path: Path) -> Iterator[Inspected]:
     files = _find_tables(path)
     if (path / CHECKSUMS).exists():
         verify_directory(path, "logs")
+    simulated = _is_simulated(path)
     items: frozenset[str] | None = None
     for name, file in files.items():
         raw = read_table(file)
         frame, unread = typed(name, raw)
-        faults = broken_rules(name, frame, unread, items)
+        moment = frame["timestamp"].max() if simulated and "timestamp" in frame else now
+        faults = broken_rules(name, frame, unread, items, moment)
         valid = final(name, frame, faults)
         if name == "items":
             items = frozenset(valid["item_id"])
         yield Inspected(name, raw, frame, faults, valid)
 
 
-def read_logs(path: Path) -> Logs:
+def read_logs(path: Path, now: pd.Timestamp | None = None) -> Logs:
     """Read and validate a logs directory.
+
+    Args:
+        path: The directory.
+        now: As ``inspect_logs`` takes it.
 
     Raises:
         InputError: The directory, a file or a column is not what it must be, or a row breaks a rule; the message names
@@ -97,7 +107,7 @@ def read_logs(path: Path) -> Logs:
     """
     path = find_directory(Path(path))
     found: dict[str, pd.DataFrame] = {}
-    for table in inspect_logs(path):
+    for table in inspect_logs(path, now):
         _refuse_faults(table, path)
         found[table.name] = table.valid
     match_visits(found)
@@ -166,6 +176,12 @@ def _find_tables(path: Path) -> dict[str, Path]:
     if "impressions" in files and "items" not in files:
         raise InputError("the table items is missing", where=path, expected="items.parquet with every item_id shown")
     return files
+
+
+def _is_simulated(path: Path) -> bool:
+    """Say whether the logs tell the seed that they were drawn with."""
+    meta = read_json(path / "meta.json") if (path / "meta.json").is_file() else {}
+    return isinstance(meta, dict) and "seed" in meta
 
 
 def _refuse_faults(table: Inspected, path: Path) -> None:

@@ -80,6 +80,32 @@ def test_unknown_items_need_a_catalogue():
     assert fault.rows.tolist() == [2]
 
 
+NOW = pd.Timestamp("2026-11-22T10:00Z")
+TOMORROW = "a time up to tomorrow, 2026-11-23T10:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("times", "strays"),
+    [
+        (["2026-11-22T10:00Z", "2026-11-23T10:00Z", "2026-11-23T10:01Z"], [2]),  # clocks and zones differ by a day
+        (["2099-01-01T00:00Z", "2026-01-01T00:00Z"], [0]),  # half is not most
+        (["2099-01-01T00:00Z", "2099-01-02T00:00Z", "2026-01-01T00:00Z"], []),  # the log has a clock of its own
+        (["2099-01-01T00:00Z"], []),
+        ([None, None, "2026-01-01T00:00Z", "2099-01-01T00:00Z"], [3]),
+    ],
+)
+def test_a_few_rows_of_the_future_are_strays(times, strays):
+    events = pd.DataFrame({"timestamp": pd.to_datetime(pd.Series(times), utc=True).dt.as_unit("us")})
+    faults = [fault for fault in broken_rules("events", events, [], now=NOW) if fault.what == "future time"]
+    assert [(f.column, f.rule, f.rows.tolist()) for f in faults] == [("timestamp", TOMORROW, strays)] * bool(strays)
+
+
+def test_without_a_time_told_it_is_the_clocks():
+    now = pd.Timestamp.now("UTC")
+    events = pd.DataFrame({"timestamp": pd.Series([now, now, now + pd.Timedelta(days=2)]).dt.as_unit("us")})
+    assert [fault.rows.tolist() for fault in broken_rules("events", events, [])] == [[2]]
+
+
 @pytest.mark.parametrize("table", FIELDS)
 def test_missing_column_is_named_with_its_likely_self(table):
     needed = [name for name, field in FIELDS[table].items() if field.needed]

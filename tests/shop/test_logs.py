@@ -11,10 +11,12 @@ from hawker.shop.artefacts import write_directory
 from hawker.shop.errors import InputError
 from hawker.shop.logs import affinity_columns, digest, feature_columns, read_logs
 
+NOW = pd.Timestamp("2026-11-22T10:00Z")
+
 
 def refusal(path) -> str:
     with pytest.raises(InputError) as caught:
-        read_logs(path)
+        read_logs(path, NOW)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -116,6 +118,7 @@ CELLS = [
     ("timestamp", "2026-03-01", "expected a time with its zone"),
     ("timestamp", "2026-13-01T10:00:00Z", "expected a time with its zone"),
     ("timestamp", None, "column timestamp: missing value"),
+    ("timestamp", "2099-01-01T00:00:00Z", "future time; got '2099-01-01T00:00:00Z', expected a time up to tomorrow"),
     ("converted", 0.5, "got 0.5, expected 0 or 1"),
     ("revenue", -1.0, "expected a finite number >= 0"),
     ("revenue", np.inf, "expected a finite number >= 0"),
@@ -194,6 +197,31 @@ COLUMNS = [
 @pytest.mark.parametrize(("change", "message"), COLUMNS)
 def test_bad_column(write_logs, impressions, items, change, message):
     assert message in refusal(write_logs(impressions=change(impressions), items=items))
+
+
+def test_one_row_of_the_future_is_refused_and_a_log_of_the_future_is_not(write_logs, impressions, items):
+    late = impressions.copy()
+    late.loc[7, "timestamp"] = pd.Timestamp("2099-01-01T00:00Z")
+    path = write_logs(impressions=late, items=items)
+    assert refusal(path) == (
+        f"{path}/impressions.parquet row 7 column timestamp: future time; got '2099-01-01 00:00:00+00:00', expected a "
+        f"time up to tomorrow, 2026-11-23T10:00+00:00; run `hawker logs check {path} --clean OUT` to move bad rows to "
+        "a quarantine file"
+    )
+    # The same rows are refused as events.
+    events = late[["timestamp"]].assign(shopper_id="s0", kind="view")
+    assert "row 7 column timestamp: future time" in refusal(write_logs(events=events))
+    # Simulated logs, and those whose dates were moved, need not lie in the past.
+    (path / "meta.json").write_text(json.dumps({"source": "bazaar", "seed": 0}))
+    assert len(read_logs(path, NOW).impressions) == 60
+    moved = impressions.assign(timestamp=impressions["timestamp"] + pd.Timedelta(days=36_500))
+    assert len(read_logs(write_logs(impressions=moved, items=items), NOW).impressions) == 60
+
+
+def test_simulated_logs_have_their_other_times_checked(write_logs, impressions, items):
+    path = write_logs("csv", impressions=impressions.assign(timestamp=None), items=items)
+    (path / "meta.json").write_text(json.dumps({"seed": 0}))
+    assert "row 0 column timestamp: missing value (the first of 60 such rows)" in refusal(path)
 
 
 def test_bad_files(write_logs, impressions, items, tmp_path):
@@ -319,7 +347,8 @@ def test_any_valid_frame_comes_back(write_logs, items, rows, suffix):
     frame["segment"] = frame["segment"].astype("str").astype("category")
     key = pd.DataFrame({"visit_id": np.arange(len(frame)), "page": np.int32(0), "position": np.int32(1)})
     frame = pd.concat([key, frame], axis=1)
-    logs = read_logs(write_logs(suffix, impressions=frame, items=items))
+    end = pd.Timestamp("2090-01-01", tz="UTC")
+    logs = read_logs(write_logs(suffix, impressions=frame, items=items), end)
     expected = frame.sort_values(["timestamp", "visit_id"], ignore_index=True)
     if frame["segment"].isna().all() and suffix == "csv":  # a file without types: it may as well hold numbers
         expected["segment"] = np.nan
