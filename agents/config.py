@@ -73,8 +73,8 @@ class PageTrainConfig:
         normalise: Whether advantages are brought to spread 1 in every rollout. Otherwise they are in units of the
             returns' root mean square in the first rollout: where shoppers hardly tell pages apart they are small.
         critic_first: First pages, which teach the critic alone.
-        greedy: Weight of what pays at once in what the actor begins as, see ``PageActor.begin_greedy``; 0 begins with
-            every page alike.
+        greedy: Weight of affinities, and of what offers and lines pay at once where contexts tell it, that the actor
+            begins with; 0 begins with every page alike.
         hidden: Width of the actor and the critic.
         constraints: What has to hold over all pages together.
         seed: Decides first weights, shoppers, pages and minibatches.
