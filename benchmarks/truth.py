@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY, Decision, Outcome
-from hawker.shop.features import LIFT_LINE, LIFT_OFFER, FeatureSchema
+from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.bazaar import BazaarWorld, State
 from hawker.simulators.world import Shoppers
@@ -23,7 +23,7 @@ class TruthWorld:
     """The gold world with contexts that tell its hidden state; for strategies that nobody could train on logs.
 
     ``shopper`` holds the world's features and its state (columns ``truth.*``); ``affinity`` the logarithm of what each
-    candidate is worth at once at the best position, by a reward's weights of clicks and purchases. Columns ``lift.*``
+    candidate is worth at once at the best position, by a reward's weights of clicks and purchases. Columns ``effect.*``
     say by what factor each offer and each line change the worth of the best candidate, as logarithms.
     """
 
@@ -36,8 +36,8 @@ class TruthWorld:
         p = world.parameters
         self._widths = (len(p.segments), len(p.visit_classes), len(p.categories))
         names = tuple(f"truth.{i}" for i in range(sum(self._widths) + 3))
-        names += tuple(f"{LIFT_OFFER}{i}" for i in range(world.offers))
-        names += tuple(f"{LIFT_LINE}{i}" for i in range(len(lines)))
+        names += tuple(f"{EFFECT_OFFER}{i}" for i in range(world.offers))
+        names += tuple(f"{EFFECT_LINE}{i}" for i in range(len(lines)))
         none, one = (0.0,) * len(names), (1.0,) * len(names)
         self._numbers = len(schema.numeric)
         told = FeatureSchema(schema.numeric + names, schema.mean + none, schema.scale + one, schema.categories)
@@ -75,7 +75,7 @@ class TruthWorld:
                 state["satisfaction"][:, None],
                 page.log1p(),
                 (page == 0).float(),
-                self._lifts(state, context.candidates.gather(1, worth.argmax(1, keepdim=True))),
+                self._effects(state, context.candidates.gather(1, worth.argmax(1, keepdim=True))),
             ],
             1,
         )
@@ -84,7 +84,7 @@ class TruthWorld:
         told = replace(context, shopper=shopper, affinity=worth)
         return Shoppers(told, here.member, state | {FEATURES: features})
 
-    def _lifts(self, state: State, item: Tensor) -> Tensor:
+    def _effects(self, state: State, item: Tensor) -> Tensor:
         """Return by what factor each offer and each line change what items (N, 1) are worth at once: (N, T + L)."""
         n, count = len(item), self.offers + len(self.lines)
         offer, copy = (

@@ -148,27 +148,27 @@ class PageChoice(NamedTuple):
 class LineLogits(NamedTuple):
     """Logits of lines in factors, since they depend on an offer that is drawn before them.
 
-    Of line l on page b with tier t: (query[b] + by_tier[t]) . keys[l] + bias[l] + lifts[b, l].
+    Of line l on page b with tier t: (query[b] + by_tier[t]) . keys[l] + bias[l] + effects[b, l].
 
     Attributes:
         query: Shape (B, h).
         keys: Of each line, and of none in the last place, shape (L + 1, h).
         bias: Shape (L + 1,).
         by_tier: What a tier adds to the query, shape (T, h); None where offers are off.
-        lifts: What contexts say of each line, shape (B, L); 0 for none of them. None where they say nothing.
+        effects: What contexts say of each line, shape (B, L); 0 for none of them. None where they say nothing.
     """
 
     query: Tensor
     keys: Tensor
     bias: Tensor
     by_tier: Tensor | None = None
-    lifts: Tensor | None = None
+    effects: Tensor | None = None
 
     def given(self, offer: Tensor | None) -> Tensor:
         """Return the logits at tiers (B,): shape (B, L + 1)."""
         query = self.query if offer is None or self.by_tier is None else self.query + self.by_tier[offer]
         logits = torch.addmm(self.bias, query, self.keys.T)
-        return logits if self.lifts is None else logits + torch.nn.functional.pad(self.lifts, (0, 1))
+        return logits if self.effects is None else logits + torch.nn.functional.pad(self.effects, (0, 1))
 
 
 class PageLogits(NamedTuple):

@@ -21,7 +21,7 @@ from hawker.shop.artefacts import read_json, verify_directory, write_json
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
-from hawker.shop.features import LIFT_LINE, LIFT_OFFER, FeatureSchema
+from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 
 FEW_ADS = 3.0
 """Log-odds of no ad where an actor begins greedy: an ad in one page of twenty."""
@@ -37,8 +37,8 @@ class PageActor(nn.Module):
     that there is none competes with all bidders together, so that more bidders do not make more ads. A line is scored
     with a key made from its vector, alike for all slots of a page; an offer changes what a line is worth through the
     same keys, since a line that claims an offer is a lie without one. Where contexts tell what offers and lines make of
-    a page's worth (columns ``lift.*``), that enters with a weight, as affinities enter the slate's. Logits but those of
-    lines lie within ``LOGIT_BOUND``; "no ad" has the logarithm of the number of bidders on top.
+    a page's worth (columns ``effect.*``), that enters with a weight, as affinities enter the slate's. Logits but those
+    of lines lie within ``LOGIT_BOUND``; "no ad" has the logarithm of the number of bidders on top.
 
     Attributes:
         layout: Which parts are chosen.
@@ -101,14 +101,14 @@ class PageActor(nn.Module):
             initialise(self.line_key, generator)
             if layout.offers:
                 self.tier_query = nn.Parameter(torch.zeros(layout.offers, hidden))
-        self._offer_lifts = _columns(builder.shopper, LIFT_OFFER, layout.offers)
-        self._line_lifts = _columns(builder.shopper, LIFT_LINE, layout.lines or 0)
-        if self._offer_lifts is not None:
+        self._offer_effects = _columns(builder.shopper, EFFECT_OFFER, layout.offers)
+        self._line_effects = _columns(builder.shopper, EFFECT_LINE, layout.lines or 0)
+        if self._offer_effects is not None:
             self.offer_weight = Linear(hidden, 1)
-            self.slate.shopper_spread[self._offer_lifts] = torch.inf  # they enter with weights of their own alone
-        if self._line_lifts is not None:
+            self.slate.shopper_spread[self._offer_effects] = torch.inf  # they enter with weights of their own alone
+        if self._line_effects is not None:
             self.line_weight = Linear(hidden, 1)
-            self.slate.shopper_spread[self._line_lifts] = torch.inf
+            self.slate.shopper_spread[self._line_effects] = torch.inf
         for name in ("ad_query", "no_ad", "slot", "offer", "offer_weight", "line_query", "line_weight"):
             if (head := getattr(self, name, None)) is not None:  # every value of a part starts equally likely
                 nn.init.zeros_(head.weight)
@@ -151,17 +151,17 @@ class PageActor(nn.Module):
             slot = _bound(self.slot(query)).float()
         if self.layout.offers:
             offer = self.offer(query)
-            if self._offer_lifts is not None:
-                offer = offer + self.offer_weight(query) * context.shopper[:, self._offer_lifts]
+            if self._offer_effects is not None:
+                offer = offer + self.offer_weight(query) * context.shopper[:, self._offer_effects]
             offer = _bound(offer).float()
         if self.layout.lines is not None:
             line_keys = nn.functional.pad(self.line_key(self.line_vectors), (0, 0, 0, 1)) + self.line_own
             by_tier = self.tier_query if self.layout.offers else None
-            lifts = None
-            if self._line_lifts is not None:
-                lifts = (self.line_weight(query) * context.shopper[:, self._line_lifts]).float()
+            effects = None
+            if self._line_effects is not None:
+                effects = (self.line_weight(query) * context.shopper[:, self._line_effects]).float()
             line_keys = line_keys.float() * self.hidden**-0.5
-            line = LineLogits(self.line_query(query).float(), line_keys, self.line_bias, by_tier, lifts)
+            line = LineLogits(self.line_query(query).float(), line_keys, self.line_bias, by_tier, effects)
         return PageLogits(organic, ad, slot, offer, line)
 
     def _scores(self, query: Tensor, keys: Tensor, bias: Tensor, candidates: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from hawker.shop import quality
 from hawker.shop.artefacts import read_json, write_directory, write_json
-from hawker.shop.contract import reasons
+from hawker.shop.contract import DAY, reasons
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import Inspected, digest, inspect_logs, match_visits, unknown_affinities
@@ -163,7 +163,7 @@ def _rules(table: Inspected) -> Found:
 def _extent(name: str, frame: pd.DataFrame) -> Found:
     n, start, end = len(frame), frame["timestamp"].min(), frame["timestamp"].max()
     shoppers = frame["shopper_id"].nunique()
-    days = (end - start) / pd.Timedelta(days=1)
+    days = (end - start) / DAY
     yield f"{name}.days", figure(days, None, None, n, "days")
     yield f"{name}.shoppers", count(shoppers, n, "shoppers")
     who = f"{shoppers:,} shoppers" if shoppers else "shoppers unknown"
@@ -172,7 +172,7 @@ def _extent(name: str, frame: pd.DataFrame) -> Found:
         yield f"{name}.visits", count(visits, n, "visits")
         who = f"{visits:,} visits, {who}"
     yield Finding("ok", f"{name}.extent", f"{n:,} rows, {who}, {start:%Y-%m-%d} to {end:%Y-%m-%d} ({days:.1f} days)")
-    future = int((frame["timestamp"] > pd.Timestamp.now("UTC") + pd.Timedelta(days=1)).sum())
+    future = int((frame["timestamp"] > pd.Timestamp.now("UTC") + DAY).sum())
     if future:
         yield Finding("warn", f"{name}.timestamp", f"{future:,} rows lie in the future, the latest at {end}")
 

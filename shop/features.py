@@ -19,7 +19,7 @@ MAX_CATEGORIES = 200
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that a feature can hold."""
 
-LIFT_OFFER, LIFT_LINE = "lift.offer.", "lift.line."
+EFFECT_OFFER, EFFECT_LINE = "effect.offer.", "effect.line."
 """What begins the names of columns that tell what each offer tier, and each line of the bank, makes of what a page is
 worth at once: the logarithm of its factor. A number follows."""
 

@@ -84,7 +84,7 @@ CLICKS_ALONE = Recorded()
 """What a log of single impressions records."""
 
 
-class Lifts(NamedTuple):
+class Effects(NamedTuple):
     """What a page's parts beside its items add to the log-odds of P shoppers' answers; what there is not is None.
 
     Attributes:
@@ -103,7 +103,7 @@ class Tables(NamedTuple):
 
     Attributes:
         items: Log-odds of each item, said nothing of and offered nothing, affinities left out, shape (P, n_items).
-        lines, offers, ads: As in ``Lifts``.
+        lines, offers, ads: As in ``Effects``.
     """
 
     items: Tensor
@@ -217,9 +217,9 @@ class Appeal(nn.Module):
     ) -> Tables:
         """Return what everything that a page can hold does to the log-odds; arguments as in ``forward``."""
         items = self.level(person) + self.wish(person, wishes) @ self.items(item_vectors).T
-        return Tables(items, *self.lifts(person, line_vectors, wishes))
+        return Tables(items, *self.effects(person, line_vectors, wishes))
 
-    def lifts(self, person: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None) -> Lifts:
+    def effects(self, person: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None) -> Effects:
         """Return what lines, offers and being an ad do to the log-odds; arguments as in ``forward``."""
         lines = offers = ads = None
         if self._has_lines and line_vectors is not None:
@@ -231,7 +231,7 @@ class Appeal(nn.Module):
             offers = nn.functional.pad(self.offer_effect + self.shopper_offer_taste(person), (1, 0))
         if self._has_ads:
             ads = self.ad_effect + self.shopper_ad_taste(person).squeeze(1)
-        return Lifts(lines, offers, ads)
+        return Effects(lines, offers, ads)
 
     def tastes(self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None) -> Tensor:
         """Return the taste vectors of each row's item and, where there are lines, of its line: (n, h) or (n, 2 h)."""

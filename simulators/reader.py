@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision, Outcome
-from hawker.shop.features import LIFT_LINE, LIFT_OFFER, FeatureSchema
+from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.learned import NEVER
 from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, TOLD, Memory, clock_of
@@ -25,7 +25,7 @@ from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
 from hawker.simulators.world import Shoppers, World
 
 TOP = 10
-"""Lifts are those of an item of average log-odds among so many candidates, the likeliest to be clicked."""
+"""Effects are those of an item of average log-odds among so many candidates, the likeliest to be clicked."""
 
 OWN = "reader."
 """What begins the names of the reader's part of the shoppers' state."""
@@ -36,8 +36,8 @@ class ReadWorld:
 
     Contexts are those of the reader's shop: ``shopper`` holds the features that the logs know, and what the
     reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
-    worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``lift.*`` of
-    ``shopper`` say by what factor each offer tier and each line change that, as logarithms.
+    worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``effect.*``
+    of ``shopper`` say by what factor each offer tier and each line change that, as logarithms.
     """
 
     def __init__(
@@ -75,9 +75,11 @@ class ReadWorld:
         self.model, self._memory = model.requires_grad_(False).eval(), model.memory
         self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + self._memory.wishes
-        lifts = _lift_names(model)
-        self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK + len(lifts)
-        self.builder = ContextBuilder(_with_history(builder.shopper, self._told, self._memory, lifts), builder.catalog)
+        effects = _effect_names(model)
+        self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK + len(effects)
+        self.builder = ContextBuilder(
+            _with_history(builder.shopper, self._told, self._memory, effects), builder.catalog
+        )
         self._columns, self._known = (
             torch.from_numpy(part).to(world.device) for part in _columns(world.builder.shopper, builder.shopper)
         )
@@ -126,8 +128,8 @@ class ReadWorld:
         numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
         person = torch.cat([model.scaled(features), told], 1)
         odds = model.item_odds(person, self._items[context.candidates.long()])
-        affinity, lifts = self._worth(*odds), self._lifts(person, *odds)
-        shopper = torch.cat([numbers, told, readable, clock, *lifts, categories], 1)
+        affinity, effects = self._worth(*odds), self._effects(person, *odds)
+        shopper = torch.cat([numbers, told, readable, clock, *effects, categories], 1)
         kept = own | {"shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
         return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)
@@ -145,18 +147,18 @@ class ReadWorld:
         """Return what other candidates (B, C) are worth to shoppers, as ``person`` takes them, shape (B, C)."""
         return self._worth(*self.model.item_odds(self.person(shopper), self._items[candidates.long()]))
 
-    def _lifts(self, person: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
+    def _effects(self, person: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
         """Return by what factors offers and lines change what candidates with these log-odds (N, C) are worth.
 
         As logarithms, (N, T) and (N, L), of which there may be neither.
         """
         likeliest = click.topk(min(TOP, click.shape[1]), 1)
-        click, lifted = likeliest.values.mean(1, keepdim=True), self.model.lifts(person)
+        click, added_by = likeliest.values.mean(1, keepdim=True), self.model.effects(person)
         if purchase is not None:
             purchase = purchase.gather(1, likeliest.indices).mean(1, keepdim=True)
         plain, found = self._worth(click, purchase), []
         for name in ("offers", "lines"):
-            added, bought = (None if part is None else getattr(part, name) for part in lifted)
+            added, bought = (None if part is None else getattr(part, name) for part in added_by)
             if added is not None:
                 both = None if purchase is None or bought is None else purchase + bought
                 found.append(self._worth(click + added, both) - plain)
@@ -171,15 +173,15 @@ class ReadWorld:
         return (value * worth).clamp(min=1e-6).log()
 
 
-def _lift_names(model: ShopperModel) -> tuple[str, ...]:
-    """Return the columns that ``ReadWorld._lifts`` fills."""
+def _effect_names(model: ShopperModel) -> tuple[str, ...]:
+    """Return the columns that ``ReadWorld._effects`` fills."""
     tiers = model.recorded.offers if model.recorded.offers > 1 else 0
     lines = 0 if model.line_vectors is None else len(model.line_vectors)
-    return tuple(f"{LIFT_OFFER}{i}" for i in range(tiers)) + tuple(f"{LIFT_LINE}{i}" for i in range(lines))
+    return tuple(f"{EFFECT_OFFER}{i}" for i in range(tiers)) + tuple(f"{EFFECT_LINE}{i}" for i in range(lines))
 
 
-def _with_history(schema: FeatureSchema, told: int, memory: Memory, lifts: tuple[str, ...]) -> FeatureSchema:
-    """Return the schema with the reader's columns after the logs' numbers, those of lifts last.
+def _with_history(schema: FeatureSchema, told: int, memory: Memory, effects: tuple[str, ...]) -> FeatureSchema:
+    """Return the schema with the reader's columns after the logs' numbers, those of effects last.
 
     They are near unit scale as they are, but moods: these are brought there by their range over the log.
     """
@@ -190,8 +192,8 @@ def _with_history(schema: FeatureSchema, told: int, memory: Memory, lifts: tuple
     known = low.isfinite() & high.isfinite() & (low < high)
     mean[moods] = torch.where(known, (low + high) / 2, 0.0)
     scale[moods] = torch.where(known, (high - low) / 4, 1.0)
-    names = tuple(f"history.{i}" for i in range(width)) + lifts
-    none, one = (0.0,) * len(lifts), (1.0,) * len(lifts)
+    names = tuple(f"history.{i}" for i in range(width)) + effects
+    none, one = (0.0,) * len(effects), (1.0,) * len(effects)
     columns = (
         schema.numeric + names,
         schema.mean + tuple(mean.tolist()) + none,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.lines import Lines
-from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, InView, Lifts, Recorded, Tables
+from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, Effects, InView, Recorded, Tables
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
@@ -188,20 +188,20 @@ class ShopperModel(nn.Module):
             return click, None
         own = self.conversion.tables(person, self.item_vectors, self.line_vectors)
         items = own.items + self.match[0] * (click.items - self.click.base)
-        return click, Tables(items, *self._bought(Lifts(*own[1:]), Lifts(*click[1:])))
+        return click, Tables(items, *self._bought(Effects(*own[1:]), Effects(*click[1:])))
 
-    def lifts(self, person: Tensor) -> tuple[Lifts, Lifts | None]:
+    def effects(self, person: Tensor) -> tuple[Effects, Effects | None]:
         """Return what ``tables`` says of everything but items; ``person`` as there."""
         person, wishes = self._apart(person)
-        click = self.click.lifts(person, self.line_vectors, wishes)
+        click = self.click.effects(person, self.line_vectors, wishes)
         if self.conversion is None:
             return click, None
-        return click, self._bought(self.conversion.lifts(person, self.line_vectors), click)
+        return click, self._bought(self.conversion.effects(person, self.line_vectors), click)
 
-    def _bought(self, own: Lifts, click: Lifts) -> Lifts:
+    def _bought(self, own: Effects, click: Effects) -> Effects:
         """Return what parts add to the log-odds of a purchase: of their own, and as they do to clicks."""
         assert self.match is not None
-        return Lifts(
+        return Effects(
             *(
                 None if bought is None or liked is None else bought + self.match[1] * liked
                 for bought, liked in zip(own, click, strict=True)

@@ -39,7 +39,7 @@ def test_what_is_told(bazaar: BazaarWorld):
     torch.testing.assert_close(here.context.affinity[:, place], expected)
 
 
-def test_lifts_of_the_best_candidate(bazaar: BazaarWorld):
+def test_effects_of_the_best_candidate(bazaar: BazaarWorld):
     few = (bazaar.lines[5], bazaar.lines[2], bazaar.lines[0])
     told = TruthWorld(bazaar, RewardSpec(conversion=5.0), few)
     here = told.arrive(200, torch.Generator().manual_seed(1))
@@ -52,13 +52,13 @@ def test_lifts_of_the_best_candidate(bazaar: BazaarWorld):
         click, bought = bazaar.attraction(here.state, page), bazaar.conversion_probabilities(here.state, page)
         return (click * (1 + 5 * bought)).log().squeeze(1)
 
-    lines = [f"lift.line.{i}" for i in range(3)]
-    assert [name for name in names if name.startswith("lift.line.")] == lines
-    for name, tier, line in ((lines[0], 0, 5), (lines[1], 0, 2), (lines[2], 0, 0), ("lift.offer.1", 1, -1)):
+    lines = [f"effect.line.{i}" for i in range(3)]
+    assert [name for name in names if name.startswith("effect.line.")] == lines
+    for name, tier, line in ((lines[0], 0, 5), (lines[1], 0, 2), (lines[2], 0, 0), ("effect.offer.1", 1, -1)):
         got = here.context.shopper[:, names.index(name)]
         torch.testing.assert_close(got, worth(tier, line) - worth(0, -1), atol=1e-5, rtol=1e-4)
         assert got.std() > 0, name
-    assert not here.context.shopper[:, names.index("lift.offer.0")].any()
+    assert not here.context.shopper[:, names.index("effect.offer.0")].any()
 
 
 def test_a_bank_of_fewer_lines_in_another_order(bazaar: BazaarWorld):

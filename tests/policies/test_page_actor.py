@@ -92,7 +92,7 @@ def test_logits_have_the_shapes_and_bounds_they_should():
 def telling() -> tuple[ContextBuilder, torch.Tensor]:
     """A shop whose contexts tell what two offers and four lines make of a page's worth, and what they tell."""
     schema, told = BUILDER.shopper, torch.randn(len(IMPRESSIONS), 6, generator=generator(7))
-    names = tuple(f"lift.offer.{i}" for i in range(2)) + tuple(f"lift.line.{i}" for i in range(4))
+    names = tuple(f"effect.offer.{i}" for i in range(2)) + tuple(f"effect.line.{i}" for i in range(4))
     numbers = schema.numeric + names, schema.mean + (0.0,) * 6, schema.scale + (1.0,) * 6
     return ContextBuilder(FeatureSchema(*numbers, schema.categories), BUILDER.catalog), told
 
@@ -129,7 +129,7 @@ def test_what_offers_and_lines_are_worth_enters_by_its_weights_alone():
     assert torch.equal(one.slate, other.slate)
     assert torch.equal(one.line.query, other.line.query)
     assert not torch.allclose(one.offer, other.offer)
-    torch.testing.assert_close(one.line.lifts, -other.line.lifts)
+    torch.testing.assert_close(one.line.effects, -other.line.effects)
     strategy = PageStrategy(actor, builder, LINES, {})
     assert strategy.actor.slate.shopper_spread.isinf().sum() == 6
 

@@ -102,7 +102,7 @@ def test_affinity_is_what_a_candidate_is_worth_at_once(read):
     assert here.context.affinity.std() > 0
 
 
-def test_lifts_are_what_offers_and_lines_make_of_it(read):
+def test_effects_are_what_offers_and_lines_make_of_it(read):
     """Of an item of the likeliest candidates' average log-odds, from the model's whole tables."""
     here = read.arrive(30, seeded(4))
     click, purchase = read.model.tables(read.person(here.context.shopper))
@@ -116,8 +116,8 @@ def test_lifts_are_what_offers_and_lines_make_of_it(read):
 
     names = read.builder.shopper.numeric
     for prefix, clicks, purchases in (
-        ("lift.offer.", click.offers, purchase.offers),
-        ("lift.line.", click.lines, purchase.lines),
+        ("effect.offer.", click.offers, purchase.offers),
+        ("effect.line.", click.lines, purchase.lines),
     ):
         columns = [names.index(f"{prefix}{i}") for i in range(clicks.shape[1])]
         assert sum(name.startswith(prefix) for name in names) == len(columns) > 1
