@@ -30,6 +30,7 @@ from hawker.simulators.store import (
     whole_catalog,
 )
 from hawker.simulators.support import Support
+from hawker.simulators.taste_fit import find_tastes
 
 BOUNDS = {
     "members": (1, 100),
@@ -84,6 +85,11 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
         progress(f"{role}: {len(rows):,} impressions, {int(rows['clicked'].sum()):,} clicks")
         generator = np.random.default_rng([config.seed, part])
         ensembles[role] = fit_ensemble(rows, builder, size, config, first, generator, device, progress, lines, offers)
+        if role == "train" and ensembles[role].models[0].memory is not None:
+            progress("classes of taste")
+            ensembles[role].tastes = find_tastes(
+                rows, builder, size, ensembles[role].models[0].recorded, lines, config.seed, device
+            )
         arrivals[role] = find_arrivals(rows, logs.pages, builder, generator, device)
     support = Support.from_impressions(impressions[parts == 0], builder.catalog, lines, offers)
     shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, Path(logs_path), logs.digest, support, lines)

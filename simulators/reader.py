@@ -1,8 +1,8 @@
 """A world whose contexts also tell what a learned memory makes of each shopper's history.
 
 Strategies see pages, not histories. What a shop has observed of a shopper (pages shown, clicks, purchases, days between
-visits) is read here by the memory of one learned shopper model, the same way in learned and in gold worlds; nothing
-hidden is looked at.
+visits) is read here by the memory of one learned shopper model and by latent classes of taste, the same way in learned
+and in gold worlds; nothing hidden is looked at.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 from hawker.shop.reward import RewardSpec
-from hawker.simulators.learned import NEVER
-from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, TOLD, Memory, clock_of
-from hawker.simulators.pages import shown_rows
+from hawker.simulators.appeal import Tables
+from hawker.simulators.frozen import FrozenModel
+from hawker.simulators.frozen_memory import Before, shares_of
+from hawker.simulators.frozen_pages import Came, Carried
+from hawker.simulators.learned import NEVER, calibrated_odds
+from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, TOLD, Memory
+from hawker.simulators.pages import affinity_of
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.taste_classes import CLASSES as TASTES
+from hawker.simulators.taste_classes import Utilities
 from hawker.simulators.world import Shoppers, World
 
 TOP = 10
@@ -37,7 +43,8 @@ class ReadWorld:
     Contexts are those of the reader's shop: ``shopper`` holds the features that the logs know, and what the
     reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
     worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``effect.*``
-    of ``shopper`` say by what factor each offer tier and each line change that, as logarithms.
+    of ``shopper`` say by what factor each offer tier and each line change that, as logarithms. What things are worth is
+    said by the ensemble's classes of taste, where it has them, and else by the member that reads.
     """
 
     def __init__(
@@ -72,13 +79,23 @@ class ReadWorld:
         if not set(self.lines) <= set(number):
             raise ValueError("the reader's bank holds a line that the world does not know")
         self._line = torch.tensor([*(number[text] for text in self.lines), EMPTY], device=world.device)
-        self.model, self._memory = model.requires_grad_(False).eval(), model.memory
+        self.model, self._frozen = model.requires_grad_(False).eval(), FrozenModel(model)
+        assert self._frozen.memory is not None
+        self._memory = self._frozen.memory
+        # What its heads make of candidates and lines, without what its memory alone reads of them.
+        self._candidates, self._said_by = (
+            table[1:, : self._frozen.query].contiguous() for table in (self._frozen.items, self._frozen.lines)
+        )
+        self._likes_affinity = any(bool(head.affinity_effect != 0) for head in model.heads)
         self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
-        self._numbers, self._told = len(builder.shopper.numeric), TOLD + self._memory.wishes
-        effects = _effect_names(model)
-        self._history = self._told + CLASSES + MOODS + COUNTS + CLOCK + len(effects)
+        self._numbers, self._told = len(builder.shopper.numeric), TOLD + model.memory.wishes
+        self.tastes = ensemble.tastes
+        self._tables = None if self.tastes is None else self.tastes.utilities()
+        effects, tastes = _effect_names(model), 0 if self.tastes is None else self.tastes.width
+        self._believed = self._numbers + self._told + CLASSES + MOODS + COUNTS + CLOCK
+        self._history = self._believed - self._numbers + tastes + len(effects)
         self.builder = ContextBuilder(
-            _with_history(builder.shopper, self._told, self._memory, effects), builder.catalog
+            _with_history(builder.shopper, self._told, model.memory, tastes, effects), builder.catalog
         )
         self._columns, self._known = (
             torch.from_numpy(part).to(world.device) for part in _columns(world.builder.shopper, builder.shopper)
@@ -88,9 +105,12 @@ class ReadWorld:
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n new shoppers, of whom nothing is known but their features."""
         here = self.world.arrive(n, generator)
-        features = self._features(here.context)
         zero = torch.zeros(n, device=self.device)
-        own = {"memory": self._memory.start(self.model.scaled(features)), "gap": zero, "number": zero.clone()}
+        # A memory that has seen nothing begins with what features say.
+        memory, counts = (torch.zeros(n, width, device=self.device) for width in (self._memory.hidden, COUNTS))
+        own = {"memory": memory, "counts": counts, "gap": zero, "number": zero.clone()}
+        if self.tastes is not None:
+            own["tastes"] = self.tastes.begin(self._frozen.scaled(self._features(here.context)))
         return self._seen(here, own)
 
     def respond(
@@ -104,16 +124,23 @@ class ReadWorld:
         if decision.copy is not None:
             said = replace(decision, copy=self._line[decision.copy])  # that of -1 is the last one
         after, outcome = self.world.respond(replace(shoppers, context=context, state=inner), said, generator)
-        rows = shown_rows(self.model, replace(context, shopper=self._features(context)), decision)
-        converted, revenue = (
-            None if part is None else part.float().flatten() for part in (outcome.converted, outcome.revenue)
-        )
-        rows = replace(rows, clicked=outcome.clicked.float().flatten(), converted=converted, revenue=revenue)
-        memory = self._memory.after(own["memory"], own["gap"], own["number"], self.model.summary(rows))
+        features = self._features(context)
+        affinity = affinity_of(context, decision.slate) if self._likes_affinity else None
+        page = self._frozen.page(features, decision, affinity, around=False)
+        carried = _carried(own)
+        told, wishes = own["told"].split([TOLD, self._told - TOLD], 1)
+        read = self._frozen.reading(page, Before(own["memory"], told, wishes, carried))
+        clicked = outcome.clicked.to(told.dtype)
+        converted = torch.zeros_like(clicked) if outcome.converted is None else outcome.converted.to(told.dtype)
+        came = Came.read(page, carried, clicked, converted, outcome.revenue, self.model.recorded.offers)
         leave = torch.zeros_like(outcome.gone) if outcome.leave is None else outcome.leave
         days = torch.zeros_like(own["gap"]) if outcome.days is None else outcome.days.clamp(max=NEVER).to(torch.float32)
         number = torch.where(leave, 0.0, own["number"] + 1.0)
-        return self._seen(after, {"memory": memory, "gap": days, "number": number}), outcome
+        kept = {"memory": self._memory.remembered(read, came), "counts": came.counts, "gap": days, "number": number}
+        if self.tastes is not None and self._tables is not None:
+            happened = (clicked, outcome.converted, leave)
+            kept["tastes"] = self.tastes.after(own["tastes"], page.scaled, decision, *happened, self._tables)
+        return self._seen(after, kept), outcome
 
     def _features(self, context: Context[Tensor]) -> Tensor:
         """Return the shoppers' features as the logs have them, shape (N, D)."""
@@ -121,16 +148,27 @@ class ReadWorld:
 
     def _seen(self, here: Shoppers, own: dict[str, Tensor]) -> Shoppers:
         """Return the world's shoppers with contexts that tell what was read."""
-        model, memory, context = self.model, self._memory, here.context
-        features, clock = self._features(context), clock_of(own["gap"], own["number"])
-        told = memory.before(own["memory"], clock)
-        readable = memory.readable(own["memory"])[:, -CLASSES - MOODS - COUNTS :]
+        context, carried = here.context, _carried(own)
+        features, clock = self._features(context), carried.clock
+        scaled = self._frozen.scaled(features)
+        before = self._memory.before(scaled, carried)
+        told = torch.cat([before.told, before.wishes], 1)
+        classes, moods = before.memory[:, -CLASSES - MOODS :].split([CLASSES, MOODS], 1)
+        readable = torch.cat([shares_of(classes), MOOD_SCALE * moods, carried.totals], 1)
         numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
-        person = torch.cat([model.scaled(features), told], 1)
-        odds = model.item_odds(person, self._items[context.candidates.long()])
-        affinity, effects = self._worth(*odds), self._effects(person, *odds)
-        shopper = torch.cat([numbers, told, readable, clock, *effects, categories], 1)
-        kept = own | {"shopper": context.shopper, "affinity": context.affinity}
+        candidates = context.candidates.long()
+        if self.tastes is None:
+            asked = self._frozen.people.of(torch.cat([scaled, before.told], 1), before.wishes)
+            affinity, effects = self._by_member(candidates, *asked)
+            shopper = torch.cat([numbers, told, readable, clock, *effects, categories], 1)
+        else:
+            believed = torch.cat([self.tastes.beliefs(own["tastes"]), own["tastes"][:, TASTES:]], 1)
+            by_class = self._by_class(scaled, believed, candidates)
+            belief = believed[:, None, :TASTES]
+            worth = (self.tastes.worth(*by_class, self._reward) * belief).sum(2)
+            affinity, effects = worth.clamp(min=1e-6).log(), self._class_effects(belief, worth, *by_class)
+            shopper = torch.cat([numbers, told, readable, clock, believed, *effects, categories], 1)
+        kept = own | {"memory": before.memory, "told": told, "shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
         return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)
 
@@ -139,38 +177,159 @@ class ReadWorld:
 
         Shape (B, D + TOLD + wishes), as ``ShopperModel.person`` returns it.
         """
-        start, end = self._numbers, self._numbers + self._history
-        features = torch.cat([shopper[:, :start], shopper[:, end:]], 1)
-        return torch.cat([self.model.scaled(features), shopper[:, start : start + self._told]], 1)
+        told = shopper[:, self._numbers : self._numbers + self._told]
+        return torch.cat([self.model.scaled(self._features_of(shopper)), told], 1)
+
+    def _features_of(self, shopper: Tensor) -> Tensor:
+        """Return the logs' own features (B, D) from contexts' ``shopper`` (B, D + history)."""
+        return torch.cat([shopper[:, : self._numbers], shopper[:, self._numbers + self._history :]], 1)
 
     def affinity(self, shopper: Tensor, candidates: Tensor) -> Tensor:
         """Return what other candidates (B, C) are worth to shoppers, as ``person`` takes them, shape (B, C)."""
-        return self._worth(*self.model.item_odds(self.person(shopper), self._items[candidates.long()]))
+        if self.tastes is None:
+            return self._worth(*self.model.item_odds(self.person(shopper), self._items[candidates.long()]))
+        scaled, believed = self._believes(shopper)
+        worth = self.tastes.worth(*self._by_class(scaled, believed, candidates.long()), self._reward)
+        return (worth * believed[:, None, :TASTES]).sum(2).clamp(min=1e-6).log()
 
-    def _effects(self, person: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
-        """Return by what factors offers and lines change what candidates with these log-odds (N, C) are worth.
+    def worth(
+        self, shopper: Tensor, items: Tensor, reward: RewardSpec, tier: int = 0, lines: Tensor | None = None
+    ) -> Tensor:
+        """Return what items (B, C) are worth at once at the best position under an offer, shape (B, C, L + 1).
 
-        As logarithms, (N, T) and (N, L), of which there may be neither.
+        Args:
+            shopper: As contexts have it, shape (B, D + history).
+            items: Catalog indices, shape (B, C).
+            reward: Its weights of clicks and purchases count.
+            tier: The offer.
+            lines: Numbers of lines that each item is said with, shape (L,); the last entry is always without one.
         """
-        likeliest = click.topk(min(TOP, click.shape[1]), 1)
-        click, added_by = likeliest.values.mean(1, keepdim=True), self.model.effects(person)
-        if purchase is not None:
-            purchase = purchase.gather(1, likeliest.indices).mean(1, keepdim=True)
-        plain, found = self._worth(click, purchase), []
-        for name in ("offers", "lines"):
-            added, bought = (None if part is None else getattr(part, name) for part in added_by)
-            if added is not None:
-                both = None if purchase is None or bought is None else purchase + bought
-                found.append(self._worth(click + added, both) - plain)
+        if self.tastes is None or self._tables is None:
+            return self._worth_by_member(shopper, items, reward, tier, lines)
+        scaled, believed = self._believes(shopper)
+        click, purchase = self._by_class(scaled, believed, items)
+        value = self.tastes.worth(
+            *self._said(click[:, :, None], None if purchase is None else purchase[:, :, None], tier, lines), reward
+        )
+        return (value * believed[:, None, None, :TASTES]).sum(3)
+
+    def _said(
+        self, click: Tensor, purchase: Tensor | None, tier: int, lines: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add an offer and lines, and none as the last, to log-odds of each class, (..., 1, K) to (..., L + 1, K)."""
+        assert self._tables is not None
+        assert self.tastes is not None
+
+        def added(table: Utilities) -> Tensor:
+            said = (
+                torch.zeros_like(table.line[-1:]) if lines is None else torch.cat([table.line[lines], table.line[-1:]])
+            )
+            return said if tier == 0 else said + table.offer[min(tier, len(table.offer) - 1)]
+
+        more = added(self._tables[0])
+        if purchase is None or self._tables[1] is None:
+            return click + more, None
+        return click + more, purchase + added(self._tables[1]) + self.tastes.match * more
+
+    def _believes(self, shopper: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scaled features (B, D) and what is believed (B, width) from contexts' ``shopper``."""
+        assert self.tastes is not None
+        scaled = self.model.scaled(self._features_of(shopper))
+        return scaled, shopper[:, self._believed : self._believed + self.tastes.width]
+
+    def _by_class(self, scaled: Tensor, believed: Tensor, items: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the log-odds of clicks and purchases of items (B, C) in each class, both (B, C, K)."""
+        assert self.tastes is not None
+        assert self._tables is not None
+        click, purchase = self._tables
+        odds = click.item[items] + (self.tastes.click.shopper(scaled) + self.tastes.seen(believed, items))[:, :, None]
+        if purchase is None or self.tastes.purchase is None:
+            return odds, None
+        own = purchase.item[items] + self.tastes.purchase.shopper(scaled)[:, :, None]
+        return odds, own + self.tastes.match * (odds - self.tastes.click.base)
+
+    def _class_effects(self, belief: Tensor, worth: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
+        """As ``_effects``, by classes: ``belief`` (N, 1, K), what candidates are ``worth`` (N, C), their log-odds."""
+        assert self._tables is not None
+        assert self.tastes is not None
+        best = worth.topk(min(TOP, worth.shape[1]), 1).indices[:, :, None].expand(-1, -1, TASTES)
+        click = click.gather(1, best).mean(1, keepdim=True)
+        purchase = None if purchase is None else purchase.gather(1, best).mean(1, keepdim=True)
+
+        def by(click: Tensor, purchase: Tensor | None) -> Tensor:
+            assert self.tastes is not None
+            return (self.tastes.worth(click, purchase, self._reward) * belief).sum(2).clamp(min=1e-6).log()
+
+        plain, found = by(click, purchase), []
+        bought = self._tables[1]
+        for name in ("offer", "line"):
+            more = getattr(self._tables[0], name)
+            more = more[:-1] if name == "line" else more
+            if len(more) > (name == "offer"):
+                both = None
+                if purchase is not None and bought is not None:
+                    own = getattr(bought, name)
+                    both = purchase + own[: len(more)] + self.tastes.match * more
+                found.append(by(click + more, both) - plain)
         return found
 
-    def _worth(self, click: Tensor, purchase: Tensor | None) -> Tensor:
-        """Return the logarithm of what answers with these log-odds are worth at once, in their shape."""
+    def _worth_by_member(
+        self, shopper: Tensor, items: Tensor, reward: RewardSpec, tier: int, lines: Tensor | None
+    ) -> Tensor:
+        """As ``worth``, by the member that reads."""
+
+        def with_lines(part: Tables | None) -> Tensor | None:
+            if part is None:
+                return None
+            odds = part.items.gather(1, items)
+            if part.offers is not None and tier:
+                odds = odds + part.offers[:, tier, None]
+            if part.lines is None or lines is None:
+                return odds[:, :, None]
+            said = torch.nn.functional.pad(part.lines[:, lines], (0, 1))  # the last one says nothing
+            return odds[:, :, None] + said[:, None]
+
+        click, purchase = map(with_lines, self.model.tables(self.person(shopper)))
+        assert click is not None
         value = calibrated(click.sigmoid(), self.calibration[0])
-        worth = torch.full_like(value, self._reward.click)
-        if purchase is not None:
-            worth = worth + self._reward.conversion * calibrated(purchase.sigmoid(), self.calibration[1])
-        return (value * worth).clamp(min=1e-6).log()
+        if purchase is None:
+            return value * reward.click
+        return value * (reward.click + reward.conversion * calibrated(purchase.sigmoid(), self.calibration[1]))
+
+    def _by_member(
+        self, candidates: Tensor, queries: list[Tensor], level: Tensor, tiers: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return what candidates (N, C) are worth, and by what factors offers and lines change that.
+
+        As logarithms, (N, C), (N, T) and (N, L), of which there may be neither of the last two. Factors are of a
+        candidate with the average log-odds of the likeliest. The rest of the arguments is what ``people`` of the frozen
+        model returned; its first head is of clicks and its last one of purchases, where there are any.
+        """
+        items = self._candidates.index_select(0, candidates.reshape(-1)).reshape(*candidates.shape, -1)
+        heads = [0, -1] if self._frozen.buys else [0]
+        odds = torch.baddbmm(level[:, None], items, queries[0].transpose(1, 2))
+        by_head = [odds[:, :, head] for head in heads]
+        likeliest = by_head[0].topk(min(TOP, candidates.shape[1]), 1, sorted=False).indices
+        means = [part.gather(1, likeliest).mean(1, keepdim=True) for part in by_head]
+        plain, effects = self._worth(*means), []
+        added = ([] if tiers is None else [tiers]) + ([queries[1] @ self._said_by.T] if len(queries) > 1 else [])
+        for part in added:
+            moved = [mean + part[:, head] for mean, head in zip(means, heads, strict=True)]
+            effects.append(self._worth(*moved) - plain)
+        return self._worth(*by_head), effects
+
+    def _worth(self, click: Tensor, purchase: Tensor | None = None) -> Tensor:
+        """Return the logarithm of what answers with these log-odds are worth at once, in their shape."""
+        value, reward = calibrated_odds(click, self.calibration[0]), self._reward
+        if purchase is None:
+            return (value * reward.click).clamp(min=1e-6).log()
+        bought = calibrated_odds(purchase, self.calibration[1])
+        return (value * (bought * reward.conversion + reward.click)).clamp(min=1e-6).log()
+
+
+def _carried(own: dict[str, Tensor]) -> Carried:
+    """Return what the reader's part of the shoppers' state says that they bring to a page."""
+    return Carried.read(own["memory"], own["counts"], own["gap"], own["number"])
 
 
 def _effect_names(model: ShopperModel) -> tuple[str, ...]:
@@ -180,12 +339,14 @@ def _effect_names(model: ShopperModel) -> tuple[str, ...]:
     return tuple(f"{EFFECT_OFFER}{i}" for i in range(tiers)) + tuple(f"{EFFECT_LINE}{i}" for i in range(lines))
 
 
-def _with_history(schema: FeatureSchema, told: int, memory: Memory, effects: tuple[str, ...]) -> FeatureSchema:
+def _with_history(
+    schema: FeatureSchema, told: int, memory: Memory, tastes: int, effects: tuple[str, ...]
+) -> FeatureSchema:
     """Return the schema with the reader's columns after the logs' numbers, those of effects last.
 
     They are near unit scale as they are, but moods: these are brought there by their range over the log.
     """
-    width = told + CLASSES + MOODS + COUNTS + CLOCK
+    width = told + CLASSES + MOODS + COUNTS + CLOCK + tastes
     mean, scale = torch.zeros(width), torch.ones(width)
     low, high = (MOOD_SCALE * bound[-MOODS:].cpu() for bound in (memory.lowest, memory.highest))
     moods = slice(told + CLASSES, told + CLASSES + MOODS)

@@ -15,6 +15,7 @@ from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, Effects
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
+from hawker.simulators.taste_classes import TasteClasses
 
 HEADS = ("click", "conversion", "leave", "return")
 """What is calibrated, in the order of ``Ensemble.calibration``."""
@@ -266,7 +267,7 @@ class ShopperModel(nn.Module):
         likely = (likely - likely.mean(1, keepdim=True)) * (rows.item != EMPTY)[:, None]
         met = (tastes * clicked[:, None], tastes * bought[:, None])
         weighted = torch.cat([tastes * surprise[:, None], surprise[:, None], likely, liked, *met], 1)
-        summed = weighted.new_zeros(len(rows.shopper), weighted.shape[1]).index_add(0, rows.page, weighted)
+        summed = weighted.new_zeros(rows.shopper.shape[0], weighted.shape[1]).index_add(0, rows.page, weighted)
         surprises = self.memory.surprises + likely.shape[1]
         return torch.cat([summed[:, :surprises], read, summed[:, surprises:]], 1)
 
@@ -313,14 +314,17 @@ class Ensemble(nn.Module):
         members: The models.
         calibration: For each of ``HEADS`` intercept a and slope b of its recalibration: log-odds z become a + b z;
             shape (4, 2).
+        tastes: What is believed of a shopper's tastes, for strategies to read; None where it was not fitted.
     """
 
     calibration: Tensor
+    tastes: TasteClasses | None
 
-    def __init__(self, members: list[ShopperModel], calibration: Tensor) -> None:
+    def __init__(self, members: list[ShopperModel], calibration: Tensor, tastes: TasteClasses | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.register_buffer("calibration", calibration)
+        self.tastes = tastes
 
     @property
     def models(self) -> list[ShopperModel]:

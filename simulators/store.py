@@ -24,6 +24,7 @@ from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import PARTS, three_way
 from hawker.simulators.support import Support
+from hawker.simulators.taste_classes import TasteClasses
 
 META = "shoppers.json"
 LINES = "lines.safetensors"
@@ -153,8 +154,11 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
                 ShopperModel(builder, meta["size"], architecture, 0.5, torch.Generator(), recorded, lines)
                 for architecture in architectures
             ]
-            ensemble = Ensemble(members, IDENTITY.clone())
-            ensemble.load_state_dict(load_file(directory / f"{role}.safetensors"))
+            weights, tastes = load_file(directory / f"{role}.safetensors"), None
+            if any(name.startswith("tastes.") for name in weights):
+                tastes = TasteClasses(builder, meta["size"], recorded, lines, 0.5, 0.5)
+            ensemble = Ensemble(members, IDENTITY.clone(), tastes)
+            ensemble.load_state_dict(weights)
             ensembles[role] = ensemble.to(device).eval()
             stored = load_file(directory / f"{role}-arrivals.safetensors", device=str(device))
             arrivals[role] = (

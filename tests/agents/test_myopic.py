@@ -9,21 +9,25 @@ from hawker.agents.myopic import MyopicPages
 from hawker.shop.decision import EMPTY
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.appeal import Tables
-from hawker.simulators.shopper import IDENTITY
 
 
 class Told:
     """A reader whose tables are given."""
 
     def __init__(self, click: Tables, purchase: Tables | None, size: int, offers: int) -> None:
-        self.model, self.calibration = self, IDENTITY
-        self.size, self.offers, self._tables = size, offers, (click, purchase)
+        self.size, self.offers, self._click, self._purchase = size, offers, click, purchase
 
-    def person(self, shopper):
-        return shopper
+    def worth(self, shopper, items, reward, tier=0, lines=None):
+        def said(part):
+            odds = part.items.gather(1, items)[:, :, None]
+            if part.offers is not None:
+                odds = odds + part.offers[:, tier, None, None]
+            if part.lines is None or lines is None:
+                return odds
+            return odds + torch.nn.functional.pad(part.lines[:, lines], (0, 1))[:, None]
 
-    def tables(self, person):
-        return self._tables
+        bought = 0.0 if self._purchase is None else said(self._purchase).sigmoid()
+        return said(self._click).sigmoid() * (reward.click + reward.conversion * bought)
 
 
 def context_of(n: int, candidates: int):

@@ -16,7 +16,7 @@ from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.memory import CLASSES, MOOD_SCALE, MOODS, clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import ReadWorld, _columns, _with_history
-from hawker.simulators.shopper import calibrated
+from hawker.simulators.shopper import Ensemble, calibrated
 
 REWARD = RewardSpec(conversion=5.0)
 
@@ -91,7 +91,65 @@ def test_the_memory_is_of_what_was_seen(lasting, read):
         number = torch.where(outcome.leave, 0.0, number + 1)
 
 
-def test_affinity_is_what_a_candidate_is_worth_at_once(read):
+@pytest.fixture(scope="module")
+def by_member(lasting) -> ReadWorld:
+    """A reader whose ensemble has no classes of taste."""
+    ensemble = Ensemble(lasting.ensemble.models, lasting.ensemble.calibration)
+    return ReadWorld(lasting, lasting.builder, ensemble, REWARD)
+
+
+def by_class(read, context, items, offer=None, line=None):
+    """What items (B, C) are worth by the classes, which are told in the context: the mixture of their worths."""
+    tastes, tables = read.tastes, read.tastes.utilities()
+    names = read.builder.shopper.numeric
+    last = names.index("effect.offer.0")
+    told = context.shopper[:, last - tastes.width : last]
+    belief, state = told[:, : tastes.share.numel()], told
+    n, count = items.shape
+    scaled = tastes.scaled(read._features_of(context.shopper))
+    person = scaled[:, None].expand(-1, count, -1).reshape(n * count, -1)
+    parts = tuple(None if part is None else torch.full((n * count,), part) for part in (line, offer))
+    odds = tastes.log_odds(tables, person, (items.reshape(-1), *parts, None), tastes.seen(state, items).reshape(-1))
+    worth = odds[0].sigmoid() * (1 + 5 * odds[1].sigmoid())
+    return (worth.reshape(n, count, -1) * belief[:, None]).sum(2)
+
+
+def test_affinity_and_worth_are_mixtures_over_the_classes(lasting, read):
+    here = read.arrive(30, seeded(4))
+    for page in range(3):
+        context = here.context
+        expected = by_class(read, context, context.candidates)
+        torch.testing.assert_close(context.affinity, expected.log(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read.affinity(context.shopper, context.candidates), context.affinity)
+        for tier in (0, 2):
+            worth = read.worth(context.shopper, context.candidates, REWARD, tier, torch.tensor([2, 0]))
+            for place, line in enumerate((2, 0, -1)):
+                expected = by_class(read, context, context.candidates, tier, line)
+                torch.testing.assert_close(worth[:, :, place], expected, atol=1e-5, rtol=1e-4)
+        here, _ = read.respond(here, decided(context, page), seeded(page))
+    assert here.context.affinity.std() > 0
+
+
+def test_effects_by_the_classes(read):
+    """Of an item of the best candidates' average log-odds: where there is one candidate, of that one."""
+    here = read.arrive(30, seeded(4))
+    names, context = read.builder.shopper.numeric, here.context
+    one = dataclasses.replace(context, candidates=context.candidates[:, :1], mask=context.mask[:, :1])
+    told = read._seen(
+        dataclasses.replace(here, context=dataclasses.replace(one, shopper=here.state["reader.shopper"])),
+        {name.removeprefix("reader."): value for name, value in here.state.items() if name.startswith("reader.")},
+    ).context
+    plain = by_class(read, told, told.candidates).log()
+    for prefix, name in (("effect.offer.", "offer"), ("effect.line.", "line")):
+        columns = [i for i, column in enumerate(names) if column.startswith(prefix)]
+        assert len(columns) > 1
+        for number, column in enumerate(columns):
+            expected = by_class(read, told, told.candidates, **{name: number}).log() - plain
+            torch.testing.assert_close(told.shopper[:, column], expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_member_says_what_a_candidate_is_worth_where_there_are_no_classes(by_member):
+    read = by_member
     here = read.arrive(30, seeded(4))
     click, purchase = read.model.tables(read.person(here.context.shopper))
     calibration = read.calibration
@@ -100,10 +158,13 @@ def test_affinity_is_what_a_candidate_is_worth_at_once(read):
     expected = worth.gather(1, here.context.candidates).log()
     torch.testing.assert_close(here.context.affinity, expected)
     assert here.context.affinity.std() > 0
+    alone = read.worth(here.context.shopper, here.context.candidates, REWARD).squeeze(2)
+    torch.testing.assert_close(alone, expected.exp())
 
 
-def test_effects_are_what_offers_and_lines_make_of_it(read):
+def test_effects_are_what_offers_and_lines_make_of_it(by_member):
     """Of an item of the likeliest candidates' average log-odds, from the model's whole tables."""
+    read = by_member
     here = read.arrive(30, seeded(4))
     click, purchase = read.model.tables(read.person(here.context.shopper))
     top = click.items.gather(1, here.context.candidates).topk(min(10, read.choices), 1)
@@ -154,6 +215,6 @@ def test_moods_come_near_unit_scale(lasting, read):
     memory = copy.deepcopy(memory)
     memory.lowest.fill_(-torch.inf)
     memory.highest.fill_(torch.inf)
-    plain = _with_history(lasting.builder.shopper, read._told, memory, ())
+    plain = _with_history(lasting.builder.shopper, read._told, memory, 0, ())
     assert not plain.centre[moods].any()
     assert (plain.spread[moods] == 1).all()
