@@ -16,7 +16,7 @@ from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
-from hawker.simulators.world import Shoppers, World, same
+from hawker.simulators.world import Shoppers, World
 
 Array: TypeAlias = npt.NDArray[Any]
 Observation: TypeAlias = dict[str, Array]
@@ -25,7 +25,7 @@ LIMIT = 1e30
 """Bound of a feature in the observation space: features are in the units of the logs, and Gymnasium wants a bound."""
 
 REFILL = 8
-"""Steps in which all shoppers who wait to arrive are drawn anew."""
+"""Steps after which all shoppers who wait to arrive are drawn anew."""
 
 FAR = 10**9
 """Pages since the last ad of a shopper who has seen none."""
@@ -217,26 +217,34 @@ class Storefront:
         one, other = vars(here.context), vars(after.context)
         return self._seen(Context(*(_where(gone, one[name], other[name]) for name in one)), unended)
 
+    def unreplaced(self) -> dict[str, Tensor]:
+        """Return what ``last_observation`` says of shoppers and clocks, of those alone who are not gone; for nothing.
+
+        Rows of those who are gone mean nothing.
+        """
+        assert self._before is not None, "call step first"
+        _, after, _, _, written = self._before
+        seen = {"shopper": after.context.shopper}
+        if self.layout.parts != RECOMMEND:
+            seen |= {"page": written["page"][:, None], "gap": written["gap"][:, None]}
+        return seen
+
     def _arrivals(self, ended: Tensor, *, visits: bool) -> Shoppers:
         """Return N shoppers, new ones at least in the places where an episode ended.
 
         How many are needed is known to the device alone, and to ask it would make the host wait in every step. So as
-        many shoppers as there are places wait in a ring, an eighth of it is drawn anew each step whatever happens, and
-        who is needed is taken from it in turn. Only if more than N episodes end within eight steps does someone
-        arrive for a second time; ``repeats`` counts them. Where visits have no end that the world tells of, a page may
-        be all that anybody sees, and the whole ring is drawn in each step.
+        many shoppers as there are places wait in a ring, all of it is drawn anew every eight steps whatever happens (an
+        eighth of it in each step takes several times as long), and who is needed is taken from it in turn. Only if more
+        than N episodes end within eight steps does someone arrive for a second time; ``repeats`` counts them. Where
+        visits have no end that the world tells of, a page may be all that anybody sees, and the ring is drawn in each
+        step.
         """
         if not visits:
             return self.world.arrive(self.n, self.generator)
-        if self._waiting is None:
-            self._waiting = _each(self.world.arrive(self.n, self.generator), _own)
-        else:
-            count = min(-(-self.n // REFILL), self.n - self._drawn)
-            drawn = self.world.arrive(count, self.generator)
-            waiting, new = _tensors(self._waiting), _tensors(drawn)
-            self._waiting = _shoppers({name: _put(waiting[name], self._drawn, new[name]) for name in waiting})
-            self._uses.narrow(0, self._drawn, count).zero_()
-            self._drawn = (self._drawn + count) % self.n
+        if self._waiting is None or self._drawn == REFILL:
+            self._waiting, self._drawn = self.world.arrive(self.n, self.generator), 0
+            self._uses.zero_()
+        self._drawn += 1
         place = (self._head + ended.cumsum(0) - 1) % self.n
         self.repeats = self.repeats + (ended & (self._uses[place] > 0)).sum()
         self._uses.index_add_(0, place, ended.long())
@@ -294,7 +302,7 @@ class Storefront:
         self._clear()
         self.shoppers = replace(_shoppers(_under(own, "here.")), placed=bool(tensors["placed"]))
         waiting = _under(own, "waiting.")
-        self._waiting = _each(_shoppers(waiting), _own) if waiting else None
+        self._waiting = _shoppers(waiting) if waiting else None
         self._diary = {name: own[f"diary.{name}"] for name in START}
         self._uses, self._head, self.repeats = own["ring.uses"].clone(), own["ring.head"], own["ring.repeats"]
         self._drawn = int(tensors["ring.drawn"])
@@ -328,21 +336,6 @@ def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)
 
 
-def _own(rows: Tensor) -> Tensor:
-    """Return rows (N, ...) that may be written to, or the one row that all share."""
-    return rows if rows.stride(0) == 0 else rows.clone()
-
-
-def _put(rows: Tensor, start: int, new: Tensor) -> Tensor:
-    """Return rows (N, ...), which are written to, with new ones from ``start`` on; one row that all share stays one."""
-    if rows.stride(0) == 0:
-        if same(rows[:1], new[:1]):
-            return rows
-        rows = rows.contiguous()
-    rows.narrow(0, start, len(new)).copy_(new)
-    return rows
-
-
 def _tensors(shoppers: Shoppers) -> dict[str, Tensor]:
     context = {f"context.{name}": value for name, value in vars(shoppers.context).items()}
     return context | {"member": shoppers.member} | {f"state.{name}": value for name, value in shoppers.state.items()}
@@ -350,10 +343,6 @@ def _tensors(shoppers: Shoppers) -> dict[str, Tensor]:
 
 def _shoppers(tensors: dict[str, Tensor]) -> Shoppers:
     return Shoppers(Context(**_under(tensors, "context.")), tensors["member"], _under(tensors, "state."))
-
-
-def _each(shoppers: Shoppers, function: Any) -> Shoppers:
-    return _shoppers({name: function(value) for name, value in _tensors(shoppers).items()})
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hawker.shop.decision import Decision
 from hawker.simulators.appeal import Appeal, InView
-from hawker.simulators.frozen_memory import FrozenMemory, Read, two_layers
+from hawker.simulators.frozen_memory import Before, FrozenMemory, Read, two_layers
 from hawker.simulators.frozen_pages import Carried, Page
 from hawker.simulators.memory import TOLD
 from hawker.simulators.shopper import ShopperModel
@@ -90,13 +90,16 @@ class FrozenModel:
         self.people = _People(model, self.buys, self.query)
         self.in_view = None if model.in_view is None else FrozenView(model.in_view, items, model.size)
 
-    def page(self, shopper: Tensor, decision: Decision[Tensor], affinity: Tensor | None) -> Page:
+    def page(
+        self, shopper: Tensor, decision: Decision[Tensor], affinity: Tensor | None, *, around: bool = True
+    ) -> Page:
         """Return decided pages in the form that this model and the others of its ensemble read.
 
         Args:
             shopper: Encoded features, shape (n, D).
             decision: The pages; parts that the model does not know are left out.
             affinity: With the items shown, shape (n, K), or None.
+            around: Whether what a page's items do to each other will be asked for.
         """
         slate, tiers = decision.slate, self.recorded.offers
         at, size = slate + 1, slate.shape[1]
@@ -108,19 +111,46 @@ class FrozenModel:
             tier = (offer == torch.arange(tiers, device=at.device)).to(shopper.dtype)
         if self.recorded.ads and decision.ad is not None:
             ad = (decision.ad[:, None] == torch.arange(size, device=at.device)).to(shopper.dtype)
-        pair = None if self.in_view is None else self.in_view.pair(at)
+        pair = None if self.in_view is None or not around else self.in_view.pair(at)
         shown = (at > 0).to(shopper.dtype)
-        return Page((shopper - self.centre) / self.spread, at, shown, pair, affinity, said, offer, tier, ad)
+        return Page(self.scaled(shopper), at, shown, pair, affinity, said, offer, tier, ad)
+
+    def scaled(self, shopper: Tensor) -> Tensor:
+        """Return encoded features (n, D) centred and scaled."""
+        return (shopper - self.centre) / self.spread
 
     def liking(self, page: Page, carried: Carried | None) -> Liking:
         """Return what a page means to its shoppers, who bring what they carry where there is a memory."""
-        n, size = page.at.shape
         person, before = page.scaled, None
         if self.memory is not None:
             assert carried is not None
             before = self.memory.before(page.scaled, carried)
             person = torch.cat([page.scaled, before.told], 1)
-        queries, level, tiers, ads = self.people.of(person, None if before is None else before.wishes)
+        odds, items, lines = self._odds(page, person, None if before is None else before.wishes)
+        click = odds[:, :, 0]
+        purchase = odds[:, :, -1] if self.buys else None
+        if self.in_view is not None:
+            around = self.in_view(page)
+            click = click + around
+            if purchase is not None:
+                purchase = torch.addcmul(purchase, around, self.people.match[1])
+        examined = self.examined[: page.at.shape[1]] * page.shown
+        worth = read = None
+        if self.recorded.revenue:
+            worth = items[:, :, -1] * (self.amount[0] if page.tier is None else (page.tier @ self.amount)[:, None])
+        if before is not None:
+            read = self._read(page, before, odds, items, lines)
+        return Liking(click.sigmoid().mul_(examined), purchase, worth, read)
+
+    def reading(self, page: Page, before: Before) -> Read:
+        """Return what the memory will read of a page, whose shoppers brought this to it."""
+        person = torch.cat([page.scaled, before.told], 1)
+        return self._read(page, before, *self._odds(page, person, before.wishes))
+
+    def _odds(self, page: Page, person: Tensor, wishes: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the heads' log-odds of the items (n, K, heads), and the rows of items and of lines (n, K, width)."""
+        n, size = page.at.shape
+        queries, level, tiers, ads = self.people.of(person, wishes)
         items = self.items.index_select(0, page.at.reshape(-1)).reshape(n, size, self.items.shape[1])
         if tiers is not None and page.offer is not None:
             level = level + tiers.gather(2, page.offer[:, :, None].expand(-1, tiers.shape[1], 1)).squeeze(2)
@@ -133,21 +163,13 @@ class FrozenModel:
             odds.addcmul_(page.ad[:, :, None], ads[:, None])
         if page.affinity is not None:
             odds.addcmul_(page.affinity[:, :, None], self.people.affinity)
-        click = odds[:, :, 0]
-        purchase = odds[:, :, -1] if self.buys else None
-        if self.in_view is not None:
-            around = self.in_view(page)
-            click = click + around
-            if purchase is not None:
-                purchase = torch.addcmul(purchase, around, self.people.match[1])
-        examined = self.examined[:size] * page.shown
-        worth = read = None
-        if self.recorded.revenue:
-            worth = items[:, :, -1] * (self.amount[0] if page.tier is None else (page.tier @ self.amount)[:, None])
-        if before is not None:
-            said = None if lines is None else lines[:, :, self.kept :]
-            read = Read(before, odds[:, :, 1].contiguous(), self.base, examined, items[:, :, self.kept :], said, page)
-        return Liking(click.sigmoid().mul_(examined), purchase, worth, read)
+        return odds, items, lines
+
+    def _read(self, page: Page, before: Before, odds: Tensor, items: Tensor, lines: Tensor | None) -> Read:
+        examined, said = self.examined[: page.at.shape[1]] * page.shown, None
+        if lines is not None:
+            said = lines[:, :, self.kept :]
+        return Read(before, odds[:, :, 1].contiguous(), self.base, examined, items[:, :, self.kept :], said, page)
 
 
 class _People:

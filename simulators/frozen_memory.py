@@ -134,7 +134,7 @@ class FrozenMemory:
         begin[:, : self.width].tanh_()
         memory = torch.addcmul(carried.memory[:, : self.hidden], begin, carried.new)  # zeros before the first page
         _, surprises, classes, _ = memory.split([self.width, self.surprises, CLASSES, MOODS], 1)
-        shares = _shares(classes)
+        shares = shares_of(classes)
         readable = [*self._readable(memory, shares, carried.share), carried.totals, carried.clock]
         (inner, bias), (outer, last) = self.tell
         told = torch.addmm(last, _elu_and_1(torch.addmm(bias, torch.cat(readable, 1), inner)), outer)
@@ -153,6 +153,16 @@ class FrozenMemory:
             The memory, counts left out, (n, H); the log-odds that the visit ends and, where returns are known, those
             of coming back on a day of each interval, if not before, (n, 1 + intervals).
         """
+        memory, number = self.remembered(read, came), read.before.carried.clock[:, -1:]  # of the page
+        shares = shares_of(memory[:, self.width + self.surprises :][:, :CLASSES])
+        readable = [*self._readable(memory, shares, came.share), came.totals, number]
+        inner, biases, outer, hidden = self.ends
+        ends = torch.addmm(biases, torch.cat(readable, 1), inner)
+        odds = torch.mm(ends[:, :hidden].tanh(), outer).add_(ends[:, hidden:])
+        return memory, odds
+
+    def remembered(self, read: Read, came: Came) -> Tensor:
+        """Return the memory that ``after`` returns, alone."""
         before, carried, entries = read.before, read.before.carried, self.tastes + self.rank
         surprise = torch.addcmul(came.clicked, read.anybody.sigmoid(), read.examined, value=-1.0)
         look = read.page.shown * self.look[: surprise.shape[1]]
@@ -169,14 +179,7 @@ class FrozenMemory:
         kept = torch.addcmul(self.fade_page, carried.gap, self.fade_day).exp_()
         fresh = [*met[: 4 if self.has_lines else 3], found[:, 2 * self.width :]]
         sums = torch.cat(fresh, 1).addcmul_(sums, kept).clamp_(*self.range)
-        memory = torch.cat([unit, sums], 1)
-        shares = _shares(sums[:, self.surprises : self.surprises + CLASSES])
-        number = carried.clock[:, -1:]  # of the page
-        readable = [*self._readable(memory, shares, came.share), came.totals, number]
-        inner, biases, outer, hidden = self.ends
-        ends = torch.addmm(biases, torch.cat(readable, 1), inner)
-        odds = torch.mm(ends[:, :hidden].tanh(), outer).add_(ends[:, hidden:])
-        return memory, odds
+        return torch.cat([unit, sums], 1)
 
     def _likely(self, read: Read, came: Came) -> Tensor:
         """Return the log-likelihood of the clicks in each class, less their mean, shape (n, CLASSES)."""
@@ -237,7 +240,7 @@ def _elu_and_1(values: Tensor) -> Tensor:
     return values.clamp(max=0.0).exp_().add_(values.clamp(min=0.0))
 
 
-def _shares(classes: Tensor) -> Tensor:
+def shares_of(classes: Tensor) -> Tensor:
     """Return the softmax over few classes; torch's own takes several times as long on a CPU."""
     shares = (classes - classes.amax(1, keepdim=True)).exp_()
     return shares.div_(shares.sum(1, keepdim=True))

@@ -242,7 +242,7 @@ class LearnedWorld:
         clicked = answer["clicked"].copy_(draws[:, :size] < click)
         converted, revenue = torch.zeros_like(clicked), None
         if "converted" in answer:
-            odds = _calibrated_odds(likings.purchase, calibration[1])
+            odds = calibrated_odds(likings.purchase, calibration[1])
             bought = torch.mul(odds, page.shown, out=answer["conversion_probability"])
             converted = torch.mul(clicked, draws[:, size : 2 * size] < bought, out=answer["converted"])
         if "revenue" in answer:
@@ -257,12 +257,12 @@ class LearnedWorld:
             return
         answer["counts"].copy_(came.counts)
         odds = self._carry_on(self.models, places, likings.reads, came, answer["memory"])
-        ends = _calibrated_odds(odds[:, 0], calibration[2])
+        ends = calibrated_odds(odds[:, 0], calibration[2])
         ends.masked_fill_(shoppers.state["number"][block] + 1 >= self._longest, 1.0)
         leave = torch.lt(draws[:, -2], answer["leave_probability"].copy_(ends), out=answer["leave"])
         days = torch.full_like(answer["days"], torch.inf)
         if first.recorded.returns:
-            rate, before = _survival(_calibrated_odds(odds[:, 1:], calibration[3]))
+            rate, before = _survival(calibrated_odds(odds[:, 1:], calibration[3]))
             answer["return_probability"].copy_(-torch.expm1(before[:, WEEK]))
             days = _days(rate, before, draws[:, -1])
         answer["days"].copy_(torch.where(leave, days, 0.0))
@@ -275,7 +275,7 @@ class LearnedWorld:
         click = calibrated(likings.click, calibration[0])
         torch.mul(click, page.shown, out=answer["second.click_probability"])
         if "converted" in answer:
-            bought = _calibrated_odds(likings.purchase, calibration[1])
+            bought = calibrated_odds(likings.purchase, calibration[1])
             torch.mul(bought, page.shown, out=answer["second.conversion_probability"])
         if came is not None:
             self._carry_on(self._seconds, places, likings.reads, came, answer["second.memory"])
@@ -367,7 +367,7 @@ def _edges(like: Tensor) -> Tensor:
     return _edges_on(like.device, like.dtype)
 
 
-def _calibrated_odds(odds: Tensor, calibration: Tensor) -> Tensor:
+def calibrated_odds(odds: Tensor, calibration: Tensor) -> Tensor:
     """Return calibrated probabilities from log-odds, bounded as ``log_odds`` bounds those of probabilities."""
     return torch.addcmul(calibration[0], odds.clamp(LOWEST, HIGHEST), calibration[1]).sigmoid_()
 

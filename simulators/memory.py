@@ -152,7 +152,7 @@ class Memory(nn.Module):
         """Return what the unit reads of pages that were answered, surprises left out, shape (P, width)."""
         own = self.own_item.weight if keep_own is None else self.own_item.weight * keep_own[:, None]
         items = (self.item(item_vectors) + own)[rows.item.clamp(min=0)]
-        shown = (rows.item != EMPTY).float()
+        shown = (rows.item != EMPTY).to(rows.clicked.dtype)
         look = self.look.sigmoid()[rows.position] * shown
         zero = torch.zeros_like(rows.clicked)
         bought = zero if rows.converted is None else rows.converted.nan_to_num()
@@ -166,11 +166,11 @@ class Memory(nn.Module):
             free = (tier == 0).to(items.dtype)
             parts += [said * look[:, None] / 4, said * rows.clicked[:, None], said * (rows.clicked * free)[:, None]]
         elif self.lines:
-            parts.append(items.new_zeros(len(items), 3 * self.rank))
+            parts.append(items.new_zeros(items.shape[0], 3 * self.rank))
         counts = (look / 4, shown / 8, rows.clicked, bought, earned / 4, ad, ad * rows.clicked)
         parts += [torch.stack(counts, 1), offer * shown[:, None] / 8, offer * rows.clicked[:, None]]
         values = torch.cat(parts, 1)
-        return values.new_zeros(len(rows.shopper), values.shape[1]).index_add(0, rows.page, values)
+        return values.new_zeros(rows.shopper.shape[0], values.shape[1]).index_add(0, rows.page, values)
 
     def run(self, shopper: Tensor, summary: Tensor, time: Timeline) -> tuple[Tensor, Tensor]:
         """Return what the heads see before each page (P, TOLD + wishes) and what is carried on from it (P, H).
