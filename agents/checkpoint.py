@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hawker.agents.page_ppo import PagePPO, TensorRolloutBuffer
+from hawker.agents.page_buffer import TensorRolloutBuffer
+from hawker.agents.page_ppo import PagePPO
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.shop.artefacts import read_json, verify_directory, write_directory, write_json
 from hawker.shop.errors import InputError

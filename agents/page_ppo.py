@@ -4,13 +4,12 @@ What differs from stable-baselines3: the environment is stepped as tensors and i
 in one batch; each page has its own discount, by the days that pass; rewards reach the critic in units of the returns'
 running root mean square; advantages are normalised over a rollout or not at all; every part of a page has a ratio, a
 clip and an advantage of its own, from which the luck of drawn leaving and returning is taken out; minibatches have a
-generator of their own.
+generator of their own; rollouts that teach the critic alone leave the actor out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from typing import Any, cast
 
 import numpy as np
@@ -18,16 +17,19 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from hawker.agents.config import Constraints, PageTrainConfig
 from hawker.agents.constraints import Prices
+from hawker.agents.page_buffer import ReturnScale, TensorRolloutBuffer
+from hawker.agents.page_step import FIGURES, FlatAdam, Loss
 from hawker.envs.environments import finite
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page import PageDistribution, PageLayout, sum_of
@@ -37,9 +39,6 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import Outcome
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RETURN_DAYS
-
-Observation = dict[str, Tensor]
-"""N pages as the storefront shows them, each (N, ...)."""
 
 
 class PageActionDistribution(Distribution):
@@ -85,46 +84,6 @@ class PageActionDistribution(Distribution):
         """Draw actions (B, width) and return them with the log-probabilities of their parts (B, P)."""
         actions = self.sample()
         return actions, self.log_prob(actions)
-
-
-class ReturnScale(nn.Module):
-    """The root mean square of discounted returns so far: the unit in which the critic learns.
-
-    Attributes:
-        square: Mean square of the returns, shape ().
-        first: Root mean square of the first rollout's returns, shape ().
-        count: Returns seen, shape ().
-        carried: Each shopper's return up to the last page, shape (N,).
-    """
-
-    square: Tensor
-    first: Tensor
-    count: Tensor
-    carried: Tensor
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.register_buffer("square", torch.ones((), dtype=torch.float64))
-        self.register_buffer("first", torch.ones(()))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("carried", torch.zeros(n))
-
-    @property
-    def unit(self) -> Tensor:
-        """What to divide rewards by, shape ()."""
-        return self.square.sqrt().clamp(min=1e-8).float()
-
-    def update(self, rewards: Tensor, discounts: Tensor, ended: Tensor) -> None:
-        """Take in a rollout: rewards, discounts of what follows and where episodes ended, (T, N) each."""
-        squares = torch.zeros_like(self.square)
-        for reward, kept in zip(rewards, discounts * ~ended, strict=True):
-            self.carried = self.carried + reward
-            squares += self.carried.double().square().sum()
-            self.carried = self.carried * kept
-        total = self.count + rewards.numel()
-        self.square = torch.where(self.count > 0, self.square * (self.count / total), 0.0) + squares / total
-        self.first = torch.where(self.count > 0, self.first, self.unit)
-        self.count = total
 
 
 class PageActorCriticPolicy(ActorCriticPolicy):
@@ -192,7 +151,6 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         self.returns = ReturnScale(self._n)
         self.prices = Prices(constraints, builder.catalog)
         self.generator = torch.Generator(self._device).manual_seed(self._seed)
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5, fused=True)
 
     def get_distribution(self, obs: Any) -> PageActionDistribution:
         """Return the distribution over pages for observations."""
@@ -226,127 +184,6 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         return self.predict_values(obs), log_prob, distribution.entropy()
 
 
-class TensorRolloutBuffer(DictRolloutBuffer):
-    """A rollout of T pages of N shoppers as tensors on one device, in memory that every rollout uses again.
-
-    Whole numbers take the smallest type that holds their space. ``rewards``, ``values`` and ``returns`` are NumPy
-    arrays (T, N) for reports, from the moment the rollout is complete.
-
-    Attributes:
-        generator: Source of the order of minibatches, on the device.
-    """
-
-    def __init__(self, *args: Any, seed: int, normalise: bool, slot_by_slot: bool, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self._normalise, self._slot_by_slot = normalise, slot_by_slot
-        self._kept: dict[str, Tensor] = {}
-
-    def reset(self) -> None:
-        """Start a new rollout."""
-        self.pos, self.full, self.generator_ready = 0, False, False
-
-    def put(self, observation: Observation, **page: Tensor) -> None:
-        """Keep one page of every shopper.
-
-        Args:
-            observation: What was seen, each (N, ...).
-            page: ``actions`` (N, width); ``rewards``, ``penalties`` (what they lose for breaking constraints),
-                ``discounts``, ``ended`` (where an episode did) and ``bootstraps`` (value of what was cut off), (N,)
-                each; ``chances`` (N, 2), see ``_chances``; ``slots`` (what each earned by itself, (N, K)), ``values``
-                (N, 1 + K) and ``log_probs`` (N, P).
-        """
-        for name, value in ({f"obs.{name}": value for name, value in observation.items()} | page).items():
-            if name not in self._kept:
-                shape, dtype = (self.buffer_size, *value.shape), self._type(name, value)
-                self._kept[name] = torch.empty(shape, dtype=dtype, device=self.device)
-            self._kept[name][self.pos].copy_(value)
-        self.pos += 1
-        self.full = self.pos == self.buffer_size
-
-    def _type(self, name: str, value: Tensor) -> torch.dtype:
-        if value.dtype not in (torch.int64, torch.int32):
-            return value.dtype
-        if name == "actions":
-            assert isinstance(self.action_space, spaces.MultiDiscrete)
-            largest = int(self.action_space.nvec.max())
-        elif name == "obs.candidates":
-            space = self.observation_space["candidates"]
-            assert isinstance(space, spaces.Box)
-            largest = int(space.high.max())
-        else:
-            return value.dtype
-        return torch.int16 if largest < 2**15 else torch.int32
-
-    def finish(self, last_values: Tensor, returns: ReturnScale, actor_learns: bool) -> None:
-        """Compute returns and advantages once the rollout is full.
-
-        Args:
-            last_values: Of the pages after the last, shape (N,).
-            returns: Takes in the rollout, and then says in what unit rewards are.
-            actor_learns: Otherwise no part of a page has an advantage.
-        """
-        kept = self._kept
-        ended, earned = kept["ended"], kept["rewards"] - kept["penalties"]
-        values, expected = kept["values"][:, :, 0], kept["values"][:, :, 1:]
-        discounts = kept["discounts"] * self.gamma
-        returns.update(earned, discounts, ended)
-        on = discounts * ~ended
-        after = torch.cat([values[1:], last_values[None]])
-        delta = earned / returns.unit + discounts * kept["bootstraps"] + on * after - values
-        delta = delta - _luck(delta, torch.cat([kept["chances"], kept["chances"] * values[:, :, None]], 2))
-        advantages, ahead = torch.empty_like(delta), torch.zeros_like(last_values)
-        for t in reversed(range(self.buffer_size)):
-            ahead = delta[t] + self.gae_lambda * on[t] * ahead
-            advantages[t] = ahead
-        slots = kept["slots"] / returns.unit
-        kept["returns"] = torch.cat([(advantages + values)[:, :, None], slots], 2)
-        spread = advantages.std() + 1e-8 if self._normalise else returns.first / returns.unit
-        credit = self._credit((advantages - advantages.mean()) / spread, (slots - expected) / spread)
-        kept["advantages"] = credit * actor_learns
-        for name, value in (("rewards", kept["rewards"]), ("values", values), ("returns", kept["returns"][:, :, 0])):
-            setattr(self, name, value.cpu().numpy())
-
-    def _credit(self, advantages: Tensor, surprises: Tensor) -> Tensor:
-        """Return the advantage of each part of a page, shape (T, N, P).
-
-        A line changes what its own slot earns and what comes after the page, not what other slots earn: those are
-        noise to it, and are taken out. The other parts get the page's.
-
-        Args:
-            advantages: Of whole pages, shape (T, N).
-            surprises: What each slot earned beyond what was expected, shape (T, N, K).
-        """
-        parts = self._kept["log_probs"].shape[2]
-        credit = advantages[:, :, None].expand(-1, -1, parts)
-        if self._slot_by_slot:
-            size = surprises.shape[2]
-            others = surprises.sum(2, keepdim=True) - surprises
-            credit = torch.cat([credit[:, :, size:], credit[:, :, :size] - others], 2)
-        return credit * parts  # the loss is a mean over them
-
-    def get(  # type: ignore[override]  # as its parent does
-        self, batch_size: int | None = None
-    ) -> Generator[DictRolloutBufferSamples, None, None]:
-        """Yield the rollout in shuffled minibatches."""
-        assert self.full
-        order = torch.randperm(self.buffer_size * self.n_envs, generator=self.generator, device=self.device)
-        for rows in order.split(batch_size or len(order)):
-            part = {name: value.flatten(0, 1)[rows] for name, value in self._kept.items() if name not in UNUSED}
-            yield DictRolloutBufferSamples(
-                {name.removeprefix("obs."): value for name, value in part.items() if name.startswith("obs.")},
-                part["actions"].long(),
-                part["values"].flatten(),
-                part["log_probs"],
-                part["advantages"],
-                part["returns"].flatten(),
-            )
-
-
-UNUSED = ("rewards", "slots", "chances", "penalties", "discounts", "ended", "bootstraps")
-"""What of a rollout no gradient step needs."""
-
-
 def _chances(outcome: Outcome[Tensor]) -> Tensor:
     """Return by how much leaving, and coming back within a week, went otherwise than expected, shape (N, 2).
 
@@ -361,29 +198,22 @@ def _chances(outcome: Outcome[Tensor]) -> Tensor:
     return torch.stack([left, back], 1)
 
 
-def _luck(delta: Tensor, chances: Tensor) -> Tensor:
-    """Return the part of temporal differences (T, N) that chances (T, N, m) explain, by least squares.
-
-    A page moves the probabilities that a visit ends and that the next one comes, a little; the draws from them move the
-    value a lot. Taking out what is only luck leaves the expectation as it is (a control variate).
-    """
-    x = chances.flatten(0, 1).double()
-    normal = x.T @ x + 1e-6 * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weights: Tensor = torch.linalg.solve(normal, x.T @ delta.flatten().double())
-    return (chances.double() @ weights).to(delta.dtype)
-
-
 class PagePPO(PPO):
     """stable-baselines3's PPO with rollouts on the device; its policy is a ``PageActorCriticPolicy``.
 
     Attributes:
         critic_first: First pages, which tell the actor nothing.
-        entropy_weight: That of its entropy, from then on.
     """
 
     policy: PageActorCriticPolicy
     critic_first: int
-    entropy_weight: float
+    _actor_learns: bool
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Only now do the weights lie where they stay.
+        self._adam = FlatAdam(list(self.policy.parameters()), self.lr_schedule(1))
+        self.policy.optimizer = self._adam.optimizer
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -408,15 +238,17 @@ class PagePPO(PPO):
         counted = torch.zeros(2, len(prices.names), device=self.device)
         for _ in range(n_rollout_steps):
             with torch.no_grad():
-                actions, values, log_prob = self.policy(here)
+                distribution = self.policy.get_distribution(here)
+                actions = distribution.sample()
+                log_prob = distribution.log_prob(actions)
                 step = shop.step(actions)
                 assert shop.shown is not None
                 _, decision, outcome = shop.shown
                 counts = prices.counts(decision)
                 penalty = prices.penalty(counts)
-                cut_off = torch.zeros_like(penalty)
+                after: dict[str, Tensor] = {}
                 if math.isfinite(shop.rules.horizon):  # whether anybody was cut off now is for the device to know
-                    cut_off = self.policy.predict_values(shop.last_observation())[:, 0] * step.truncated
+                    after = {f"next.{name}": value for name, value in shop.unreplaced().items()}
                 rollout_buffer.put(
                     here,
                     actions=actions,
@@ -424,11 +256,11 @@ class PagePPO(PPO):
                     penalties=penalty,
                     discounts=step.happened["discount"].float(),
                     ended=step.terminated | step.truncated,
-                    bootstraps=cut_off,
-                    values=values,
+                    cut_off=step.truncated,
                     chances=_chances(outcome),
                     slots=shop.reward.slots(outcome, decision, shop.bids).float(),
                     log_probs=log_prob,
+                    **after,
                 )
             counted += counts.sum(2)
             for name, value in ({"reward": step.reward, "penalty": penalty} | step.happened).items():
@@ -439,9 +271,10 @@ class PagePPO(PPO):
             if not callback.on_step():
                 return False
         with torch.no_grad():
-            last_values, learns = self.policy.predict_values(here)[:, 0], self.num_timesteps > self.critic_first
-            rollout_buffer.finish(last_values, self.policy.returns, learns)
-        self.ent_coef = self.entropy_weight * learns
+            rollout_buffer.estimate(self.policy.predict_values)
+            self._actor_learns = self.num_timesteps > self.critic_first
+            last_values = self.policy.predict_values(here)[:, 0]
+            rollout_buffer.finish(last_values, self.policy.returns, self._actor_learns)
         finite(rollout_buffer.rewards)
         self._last_obs = cast(Any, here)
         for name, total in totals.items():
@@ -451,6 +284,29 @@ class PagePPO(PPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def train(self) -> None:
+        """Take the gradient steps of a rollout."""
+        buffer = self.rollout_buffer
+        assert isinstance(buffer, TensorRolloutBuffer)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip = cast(Any, self.clip_range)(self._current_progress_remaining)
+        loss = Loss(clip, self.ent_coef, self.vf_coef, self._actor_learns)
+        told = []
+        for _ in range(self.n_epochs):
+            for pages in buffer.get(self.batch_size):
+                found, figures = loss.of(self.policy, pages)
+                self._adam.step(found, self.max_grad_norm)
+                told.append(figures)
+        self._n_updates += self.n_epochs
+        for name, figure in zip(FIGURES, torch.stack(told).mean(0).tolist(), strict=True):
+            self.logger.record(f"train/{name}", figure)
+        self.logger.record(
+            "train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+        )
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip)
 
 
 def page_ppo(
@@ -493,7 +349,7 @@ def page_ppo(
         vf_coef=(1 + shop.layout.size) / 2,  # the loss is a mean over the page's value and those of its slots
         device=shop.world.device,
     )
-    model.critic_first, model.entropy_weight = config.critic_first, config.entropy
+    model.critic_first = config.critic_first
     if config.greedy:
         model.policy.actor.begin_greedy(config.greedy)
     return model

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hawker.policies.page import LineLogits, OrganicSlate, PageChoice, PageDistribution, PageLayout, PageLogits, sum_of
+from hawker.policies.pointing import candidate_scores
 from hawker.policies.protocol import Strategy
 from hawker.policies.shopkeeper import ExploringSlate
 from hawker.policies.slate import LOGIT_BOUND, Linear, SlateActor, initialise
@@ -25,6 +26,9 @@ from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 
 FEW_ADS = 3.0
 """Log-odds of no ad where an actor begins greedy: an ad in one page of twenty."""
+
+HEADS = ("ad_query", "no_ad", "slot", "offer", "offer_weight", "line_query", "line_weight")
+"""Linear layers that read the query, of the parts that are chosen."""
 
 DENSE = 64
 """Catalog items per candidate up to which scoring all items in one product is faster than gathering candidates."""
@@ -109,7 +113,7 @@ class PageActor(nn.Module):
         if self._line_effects is not None:
             self.line_weight = Linear(hidden, 1)
             self.slate.shopper_spread[self._line_effects] = torch.inf
-        for name in ("ad_query", "no_ad", "slot", "offer", "offer_weight", "line_query", "line_weight"):
+        for name in HEADS:
             if (head := getattr(self, name, None)) is not None:  # every value of a part starts equally likely
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
@@ -137,46 +141,55 @@ class PageActor(nn.Module):
             bidder: What ``bidder`` returned for them; needed where ads are chosen.
         """
         query = self.slate._query(context.shopper)
-        candidates = context.candidates.long()
-        keys = self.slate._key(self.slate.item_vectors, self.slate.own_key)
+        candidates, told = context.candidates.long(), self._heads(query)
+        keys = self.slate.keys()
         organic = ad = slot = offer = line = None
         if self.layout.slate:
-            bias = self.slate._bias(self.slate.item_vectors, self.slate.own_bias).squeeze(-1)
-            organic = self.slate._bound(self._scores(query, keys, bias, candidates), query, context.affinity).float()
+            bias = self.slate.biases()
+            scores = self._scores(query, keys, bias, candidates) + context.affinity * told["affinity_weight"]
+            organic = _bound(scores).float()
         if self.layout.ad:
             assert bidder is not None, "ads need bidders"
-            scores = _bound(self._ad_scores(query, keys, bidder))
+            scores = _bound(self._ad_scores(told["ad_query"], keys, bidder))
             bidding = (bidder != EMPTY).sum(1, keepdim=True).clamp(min=1).log()
-            ad = torch.cat([scores, _bound(self.no_ad(query)) + bidding], 1).float()
-            slot = _bound(self.slot(query)).float()
+            ad = torch.cat([scores, _bound(told["no_ad"]) + bidding], 1).float()
+            slot = _bound(told["slot"]).float()
         if self.layout.offers:
-            offer = self.offer(query)
+            offer = told["offer"]
             if self._offer_effects is not None:
-                offer = offer + self.offer_weight(query) * context.shopper[:, self._offer_effects]
+                offer = offer + told["offer_weight"] * context.shopper[:, self._offer_effects]
             offer = _bound(offer).float()
         if self.layout.lines is not None:
             line_keys = nn.functional.pad(self.line_key(self.line_vectors), (0, 0, 0, 1)) + self.line_own
             by_tier = self.tier_query if self.layout.offers else None
             effects = None
             if self._line_effects is not None:
-                effects = (self.line_weight(query) * context.shopper[:, self._line_effects]).float()
+                effects = (told["line_weight"] * context.shopper[:, self._line_effects]).float()
             line_keys = line_keys.float() * self.hidden**-0.5
-            line = LineLogits(self.line_query(query).float(), line_keys, self.line_bias, by_tier, effects)
+            line = LineLogits(told["line_query"].float(), line_keys, self.line_bias, by_tier, effects)
         return PageLogits(organic, ad, slot, offer, line)
+
+    def _heads(self, query: Tensor) -> dict[str, Tensor]:
+        """Return what the linear heads make of queries (B, h), by name: in one product, since most are narrow."""
+        heads = {name: head for name in HEADS if (head := getattr(self, name, None)) is not None}
+        heads["affinity_weight"] = self.slate.affinity_weight
+        weight, bias = (torch.cat([getattr(head, part) for head in heads.values()]) for part in ("weight", "bias"))
+        found = nn.functional.linear(query, weight, bias)
+        return dict(zip(heads, found.split([head.out_features for head in heads.values()], 1), strict=True))
 
     def _scores(self, query: Tensor, keys: Tensor, bias: Tensor, candidates: Tensor) -> Tensor:
         """Return query . key / sqrt(h) + bias of each candidate, shape (B, C)."""
         query = query * self.hidden**-0.5
         if len(keys) <= DENSE * candidates.shape[1]:
-            return torch.addmm(bias, query, keys.T).gather(1, candidates)
+            return candidate_scores(query, keys, bias, candidates)
         return torch.einsum("bh,bch->bc", query, keys[candidates]) + bias[candidates]
 
     def _ad_scores(self, query: Tensor, keys: Tensor, bidder: Tensor) -> Tensor:
         """Return the scores of candidates as ads, shape (B, C), of others any number. Only bidders are scored."""
         if not len(self.bidders):
             return torch.zeros(bidder.shape, device=query.device)
-        query, keys = self.ad_query(query) * self.hidden**-0.5, keys[self.bidders]
-        return torch.addmm(self.ad_bias[self.bidders], query, keys.T).gather(1, bidder.clamp(min=0))
+        keys, bias = (part.index_select(0, self.bidders) for part in (keys, self.ad_bias))
+        return candidate_scores(query * self.hidden**-0.5, keys, bias, bidder.clamp(min=0))
 
     def bidder(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> Tensor | None:
         """Return which of the bidders each candidate is, shape (B, C), ``EMPTY`` where it may not be the ad.
@@ -186,7 +199,8 @@ class PageActor(nn.Module):
         if not self.layout.ad:
             return None
         may = context.mask if ad_mask is None else context.mask & ad_mask
-        return self.bidder_of[context.candidates.long()].masked_fill(~may, EMPTY)
+        bidder = self.bidder_of.index_select(0, context.candidates.long().flatten()).reshape(may.shape)
+        return (bidder - EMPTY) * may + EMPTY
 
     def distribution(
         self, context: Context[Tensor], ad_mask: Tensor | None = None, given: Tensor | None = None

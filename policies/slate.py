@@ -59,8 +59,7 @@ class PlackettLuce:
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw a slate for every page: picks of shape (B, K)."""
-        noise = torch.empty_like(self.logits).exponential_(generator=generator).log_()
-        return self._ranked(self.logits - noise)
+        return self._ranked(self.logits + gumbel(self.logits, generator))
 
     def mode(self) -> Tensor:
         """Return the likeliest slates: candidates by falling logit, picks of shape (B, K)."""
@@ -121,6 +120,16 @@ class PlackettLuce:
     def marginals(self, draws: int, generator: torch.Generator) -> Marginals:
         """Estimate the marginal probability of each candidate at each position; see ``position_marginals``."""
         return position_marginals(self.logits[:, None].expand(-1, self.size, -1), draws, generator)
+
+
+def gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard Gumbel noise in the shape of a tensor.
+
+    From uniform numbers in float64, which reach far enough into either tail: on a CPU ``exponential_`` takes three
+    times as long.
+    """
+    draws = torch.rand(like.shape, generator=generator, dtype=torch.float64, device=like.device)
+    return draws.log_().neg_().to(like.dtype).log_().neg_()
 
 
 def position_marginals(logits: Tensor, draws: int, generator: torch.Generator) -> Marginals:
@@ -202,6 +211,7 @@ class SlateActor(nn.Module):
     shopper_spread: Tensor
     item_centre: Tensor
     item_spread: Tensor
+    _scaled_items: Tensor
 
     def __init__(self, builder: ContextBuilder, size: int, hidden: int, generator: torch.Generator) -> None:
         """Args: the shop's ``builder``, slate ``size`` K, ``hidden`` width h, ``generator`` of the first weights."""
@@ -217,6 +227,8 @@ class SlateActor(nn.Module):
             ("item_spread", catalog.spread),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(array)))
+        self.register_buffer("_scaled_items", self._scaled(self.item_vectors), persistent=False)
+        self.register_load_state_dict_post_hook(_scale_items)  # type: ignore[no-untyped-call]
         self.query = nn.Sequential(Linear(builder.shopper.width, hidden), nn.Tanh(), Linear(hidden, hidden), nn.Tanh())
         self.affinity_weight = Linear(hidden, 1)
         self.item_key = Linear(catalog.width, hidden)
@@ -232,9 +244,18 @@ class SlateActor(nn.Module):
         gathering the candidates' vectors.
         """
         query = self._query(context.shopper)
-        scores = (query @ self._key(self.item_vectors, self.own_key).T) * self.hidden**-0.5
-        scores = scores + self._bias(self.item_vectors, self.own_bias).squeeze(-1)
+        scores = (query @ self.keys().T) * self.hidden**-0.5 + self.biases()
         return self._bound(scores.gather(1, context.candidates.long()), query, context.affinity)
+
+    def keys(self) -> Tensor:
+        """Return every item's key, shape (n_items, h)."""
+        keys: Tensor = self.item_key(self._scaled_items) + self.own_key
+        return keys
+
+    def biases(self) -> Tensor:
+        """Return every item's bias, shape (n_items,)."""
+        biases: Tensor = self.item_bias(self._scaled_items) + self.own_bias
+        return biases.squeeze(-1)
 
     def score_candidates(self, shopper: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         """Return the same logits from candidate vectors: the form that is exported.
@@ -260,17 +281,25 @@ class SlateActor(nn.Module):
         query: Tensor = self.query((shopper - self.shopper_centre) / self.shopper_spread)
         return query
 
+    def _scaled(self, features: Tensor) -> Tensor:
+        return (features - self.item_centre) / self.item_spread
+
     def _key(self, features: Tensor, own: Tensor) -> Tensor:
-        key: Tensor = self.item_key((features - self.item_centre) / self.item_spread) + own
+        key: Tensor = self.item_key(self._scaled(features)) + own
         return key
 
     def _bias(self, features: Tensor, own: Tensor) -> Tensor:
-        bias: Tensor = self.item_bias((features - self.item_centre) / self.item_spread) + own
+        bias: Tensor = self.item_bias(self._scaled(features)) + own
         return bias
 
     def _bound(self, scores: Tensor, query: Tensor, affinity: Tensor) -> Tensor:
         scores = scores + affinity * self.affinity_weight(query)
         return LOGIT_BOUND * torch.tanh(scores / LOGIT_BOUND)
+
+
+def _scale_items(actor: nn.Module, _: object) -> None:
+    assert isinstance(actor, SlateActor)
+    actor._scaled_items = actor._scaled(actor.item_vectors)
 
 
 class Linear(nn.Linear):

@@ -27,7 +27,7 @@ from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, 
 from hawker.simulators.pages import affinity_of
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
 from hawker.simulators.taste_classes import CLASSES as TASTES
-from hawker.simulators.taste_classes import Utilities
+from hawker.simulators.taste_classes import Utilities, rows_of
 from hawker.simulators.world import Shoppers, World
 
 TOP = 10
@@ -165,7 +165,7 @@ class ReadWorld:
             believed = torch.cat([self.tastes.beliefs(own["tastes"]), own["tastes"][:, TASTES:]], 1)
             by_class = self._by_class(scaled, believed, candidates)
             belief = believed[:, None, :TASTES]
-            worth = (self.tastes.worth(*by_class, self._reward) * belief).sum(2)
+            worth = torch.bmm(self.tastes.worth(*by_class, self._reward), belief.transpose(1, 2)).squeeze(2)
             affinity, effects = worth.clamp(min=1e-6).log(), self._class_effects(belief, worth, *by_class)
             shopper = torch.cat([numbers, told, readable, clock, believed, *effects, categories], 1)
         kept = own | {"memory": before.memory, "told": told, "shopper": context.shopper, "affinity": context.affinity}
@@ -242,11 +242,13 @@ class ReadWorld:
         assert self.tastes is not None
         assert self._tables is not None
         click, purchase = self._tables
-        odds = click.item[items] + (self.tastes.click.shopper(scaled) + self.tastes.seen(believed, items))[:, :, None]
+        alike = self.tastes.click.shopper(scaled) + self.tastes.seen(believed, items)  # for all classes, (B, C)
+        odds = rows_of(click.item, items) + alike[:, :, None]
         if purchase is None or self.tastes.purchase is None:
             return odds, None
-        own = purchase.item[items] + self.tastes.purchase.shopper(scaled)[:, :, None]
-        return odds, own + self.tastes.match * (odds - self.tastes.click.base)
+        match, base = self.tastes.match, self.tastes.click.base
+        alike = self.tastes.purchase.shopper(scaled) + match * (alike - base)
+        return odds, rows_of(purchase.item + match * click.item, items) + alike[:, :, None]
 
     def _class_effects(self, belief: Tensor, worth: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
         """As ``_effects``, by classes: ``belief`` (N, 1, K), what candidates are ``worth`` (N, C), their log-odds."""
@@ -258,7 +260,8 @@ class ReadWorld:
 
         def by(click: Tensor, purchase: Tensor | None) -> Tensor:
             assert self.tastes is not None
-            return (self.tastes.worth(click, purchase, self._reward) * belief).sum(2).clamp(min=1e-6).log()
+            worth = self.tastes.worth(click, purchase, self._reward)
+            return torch.bmm(worth, belief.transpose(1, 2)).squeeze(2).clamp(min=1e-6).log()
 
         plain, found = by(click, purchase), []
         bought = self._tables[1]
@@ -269,7 +272,7 @@ class ReadWorld:
                 both = None
                 if purchase is not None and bought is not None:
                     own = getattr(bought, name)
-                    both = purchase + own[: len(more)] + self.tastes.match * more
+                    both = purchase + (own[: len(more)] + self.tastes.match * more)
                 found.append(by(click + more, both) - plain)
         return found
 

@@ -152,7 +152,7 @@ class TasteClasses(nn.Module):
 
     def seen(self, state: Tensor, items: Tensor) -> Tensor:
         """Return what pages seen before do to the log-odds of items (n, C), shape (n, C)."""
-        kinds, effect = self.kinds[items], 0.0
+        kinds, effect = rows_of(self.kinds, items), 0.0
         for weights, seen in zip(self.kinds_seen, state[:, CLASSES:].split(self.values, 1), strict=True):
             for weight, kind in zip(weights, kinds.unbind(2), strict=True):
                 effect = effect + weight * seen.gather(1, kind)
@@ -240,17 +240,21 @@ class TasteClasses(nn.Module):
 
     def worth(self, click: Tensor, purchase: Tensor | None, reward: RewardSpec) -> Tensor:
         """Return what answers with these log-odds (..., CLASSES) are worth at once in each class, in their shape."""
-        value = torch.full_like(click, reward.click)
-        if purchase is not None:
-            value = value + reward.conversion * purchase.sigmoid()
-        return click.sigmoid() * value
+        if purchase is None:
+            return click.sigmoid() * reward.click
+        return click.sigmoid() * (purchase.sigmoid() * reward.conversion + reward.click)
+
+
+def rows_of(table: Tensor, places: Tensor) -> Tensor:
+    """Return rows of a table (I, w) at places of any shape, in a fraction of the time that indexing takes."""
+    return table.index_select(0, places.reshape(-1)).reshape(*places.shape, table.shape[1])
 
 
 def part_sum(tables: Utilities, parts: tuple[Tensor | None, ...]) -> Tensor:
     """Return the log-odds of rows in each class, (n, CLASSES): item, line (-1 for none), offer, whether it is an ad."""
     item, line, offer, ad = parts
     assert item is not None
-    odds = tables.item[item]
+    odds = rows_of(tables.item, item)
     if line is not None and len(tables.line) > 1:
         odds = odds + tables.line[line]
     if offer is not None and len(tables.offer) > 1:

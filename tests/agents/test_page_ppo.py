@@ -8,7 +8,8 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hawker.agents.config import PageTrainConfig
-from hawker.agents.page_ppo import ReturnScale, TensorRolloutBuffer, _chances, _luck, page_ppo
+from hawker.agents.page_buffer import ReturnScale, TensorRolloutBuffer
+from hawker.agents.page_ppo import _chances, page_ppo
 from hawker.envs.page import AD_PLACEMENT, COPYWRITING, RECOMMEND, STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.page_actor import PageStrategy
@@ -213,30 +214,6 @@ def test_chances_by_hand():
     assert not _chances(dataclasses.replace(outcome, leave=None)).any()
 
 
-def test_luck_by_hand():
-    chances = torch.tensor([[[1.0], [0.0], [-1.0]]])
-    luck = _luck(torch.tensor([[1.0, 2.0, 5.0]]), chances)  # slope (1 - 5) / 2
-    torch.testing.assert_close(luck, torch.tensor([[-2.0, 0.0, 2.0]]), atol=1e-5, rtol=0)
-    assert not _luck(torch.tensor([[1.0, 2.0, 5.0]]), torch.zeros(1, 3, 4)).any()
-
-
-def test_without_luck_pages_are_told_apart_as_before_and_more_surely():
-    """Half the pages are worth 0.2 more and make leaving 10 points rarer; who leaves loses 3."""
-    generator, found = torch.Generator().manual_seed(0), []
-    for _ in range(300):
-        better = torch.rand(16, 16, generator=generator) < 0.5
-        probability = 0.5 - 0.1 * better
-        left = (torch.rand(16, 16, generator=generator) < probability).float()
-        delta = 0.2 * better - 3 * left + 0.1 * torch.randn(16, 16, generator=generator)
-        rest = delta - _luck(delta, (left - probability)[:, :, None])
-        found.append([float(part[better].mean() - part[~better].mean()) for part in (delta, rest)])
-    (before, after), spread = np.mean(found, 0), np.std(found, 0)
-    planted = 0.2 + 3 * 0.1
-    assert before == pytest.approx(planted, abs=4 * spread[0] / 300**0.5)
-    assert after == pytest.approx(planted, abs=4 * spread[1] / 300**0.5)
-    assert spread[1] < 0.1 * spread[0]
-
-
 def test_a_page_that_was_cut_off_is_worth_what_would_have_come(tiny_shop):
     """Every page earns about the same and the discount is none: without a bootstrap the horizon would cost value."""
     config = dataclasses.replace(SMALL, shoppers=64, discount=0.5)
@@ -247,19 +224,6 @@ def test_a_page_that_was_cut_off_is_worth_what_would_have_come(tiny_shop):
         value = model.policy.predict_values(here)[:, 0].mean() * model.policy.returns.unit
     reward = model.rollout_buffer.rewards.mean()
     assert float(value) == pytest.approx(reward / (1 - 0.5), rel=0.15), "r + r / 2 + r / 4 + ..."
-
-
-def test_returns_unit_is_the_root_mean_square_of_all_returns():
-    scale, rng = ReturnScale(3), np.random.default_rng(0)
-    carried, squares = np.zeros(3), []
-    for _ in range(4):
-        rewards, discounts, ended = rng.normal(size=(5, 3)), rng.random((5, 3)), rng.random((5, 3)) < 0.3
-        for t in range(5):
-            carried = carried + rewards[t]
-            squares.extend(carried**2)
-            carried = np.where(ended[t], 0.0, carried * discounts[t])
-        scale.update(torch.tensor(rewards).float(), torch.tensor(discounts).float(), torch.tensor(ended))
-        assert float(scale.unit) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
 
 
 @pytest.mark.usefixtures("nothing_global")

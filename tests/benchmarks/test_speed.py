@@ -7,6 +7,7 @@ import torch
 
 from hawker.benchmarks import speed
 from hawker.benchmarks.bazaar import logging_strategy
+from hawker.benchmarks.leaderboard import LeaderboardConfig
 from hawker.benchmarks.speed import QUICK, REWARD, Passes, SpeedConfig, Stepper, bench_speed, enlarged, random_pages
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
@@ -20,8 +21,9 @@ from hawker.simulators.retrieval import MISSED, RetrievingWorld
 from hawker.simulators.store import load_shoppers
 
 SMALL = dataclasses.replace(
-    QUICK, items=40, many_items=700, size=4, choices=9, batch=128, few=64, many=128, seconds=0.01, repeats=3
-)
+    QUICK, items=40, many_items=700, size=4, choices=9, batch=128, few=64, many=128, seconds=0.01, repeats=3,
+    train=dataclasses.replace(QUICK.train, shoppers=64, pages=2, batch=64),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,24 @@ def test_further_items_are_like_those_there_are(fitted, world):
     assert 1.0 < ratio < 1.4
     again = enlarged(fitted, 1_100, 10, 50).ensemble.models[0]
     assert torch.equal(again.item_vectors, wide.item_vectors)
+
+
+def test_learning_is_timed_as_on_the_leaderboard_with_the_actor_learning():
+    assert dataclasses.replace(SpeedConfig().train, critic_first=LeaderboardConfig().train.critic_first) == (
+        LeaderboardConfig().train
+    )
+    assert SpeedConfig().train.critic_first == 0
+    assert SpeedConfig().train.reward == LeaderboardConfig().reward
+
+
+def test_classes_of_taste_are_enlarged_too(fitted, world):
+    own, wide = fitted.ensembles["train"].tastes, world.ensemble.tastes
+    assert own is not None
+    assert len(wide.kinds) == 1_100
+    for old, new in zip(own.utilities(), wide.utilities(), strict=True):
+        torch.testing.assert_close(new.item[: len(old.item)], old.item)
+        assert torch.equal(new.line, old.line)
+    assert torch.equal(wide.kinds[len(own.kinds) : len(own.kinds) + 50], own.kinds[:50])
 
 
 def test_candidates_of_an_enlarged_world_differ(world):
