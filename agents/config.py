@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from hawker.shop.artefacts import find_directory, read_json
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
 
@@ -101,18 +103,21 @@ class PageTrainConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(PageTrainConfig):
-    """How ``hawker train`` learns slates; the defaults suit shops of tens to hundreds of items.
+    """How ``hawker train`` learns; defaults are those of the run that is given, or of slates where none is.
 
     Attributes:
         steps: Pages to learn from, rounded up to whole rollouts.
         pages: Pages of each shopper in a rollout.
         batch: Pages of a gradient step.
         epochs: Passes over each rollout.
-        entropy: Weight of the slate's entropy (nats) beside the advantages: where shoppers hardly tell slates apart the
+        entropy: Weight of the page's entropy (nats) beside the advantages: where shoppers hardly tell slates apart the
             strategy goes on exploring, and off-policy estimates stay possible.
         discount: Discount from one page to the next, beside the reward's own discount per day.
         normalise: Whether advantages are brought to spread 1 in every rollout, which makes the most of the smallest
             differences. Otherwise they are in units of what the untrained actor's slates earn.
+        horizon: Whole pages: days that a shopper is followed for; no visit begins later.
+        ad_gap: Whole pages: pages in a row of which at most one has an ad, counted over a shopper's visits.
+        ad_cap: Whole pages: largest share of a shopper's pages so far that may have an ad, at every page.
         checkpoint_every: Rollouts between two checkpoints.
         reward: What the shop wants.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -125,6 +130,47 @@ class TrainConfig(PageTrainConfig):
     entropy: float = 0.045
     discount: float = 0.99
     normalise: bool = False
+    horizon: float = 28.0
+    ad_gap: int = 1
+    ad_cap: float = 1.0
     checkpoint_every: int = 10
     reward: RewardSpec = field(default_factory=RewardSpec)
     device: str = "auto"
+
+
+WHOLE_PAGES = TrainConfig(
+    steps=1_200_000,
+    shoppers=512,
+    pages=32,
+    batch=512,
+    epochs=2,
+    learning_rate=1e-3,
+    final_rate=0.1,
+    entropy=5e-4,
+    discount=1.0,
+    trace=0.95,
+    normalise=True,
+    critic_first=300_000,
+    greedy=4.0,
+    reward=RewardSpec(conversion=5.0),
+)
+"""How whole pages are learned against shoppers with a memory unless told otherwise: ``hawker bench leaderboard``'s."""
+
+
+def defaults_for(shoppers: Path) -> TrainConfig:
+    """Return how ``hawker train`` learns against fitted shoppers unless told otherwise.
+
+    Nothing but what their logs record is looked at: purchases are paid where there are any. Where there are no
+    shoppers, or damaged ones, the defaults are those of slates: who reads them will say so.
+
+    Args:
+        shoppers: The directory of the shoppers.
+    """
+    try:
+        recorded = read_json(find_directory(shoppers) / "shoppers.json")["recorded"]["train"]
+        whole, bought = bool(recorded["timeline"]), bool(recorded["conversions"])
+    except (InputError, KeyError, TypeError):
+        return TrainConfig()
+    if not whole:
+        return TrainConfig()
+    return WHOLE_PAGES if bought else replace(WHOLE_PAGES, reward=RewardSpec())

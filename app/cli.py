@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+import yaml
 
-from hawker.app.commands import COMMANDS, CONFIGS, Command
-from hawker.shop.config import load_config
+from hawker.app.commands import COMMANDS, CONFIGS, DEFAULTS, Command
+from hawker.shop.config import from_dict, load_config, to_dict
 from hawker.shop.errors import InputError, did_you_mean
 
 __all__ = ["COMMANDS", "main"]
@@ -87,16 +88,31 @@ def _parse(name: str, words: list[str]) -> Command:
     command: Any = COMMANDS[name]
     default = tyro.MISSING_NONPROP
     file = _value_of("--config", words)
-    if file is not None and name in CONFIGS:
+    if name in CONFIGS and (file is not None or name in DEFAULTS):
         options, config = CONFIGS[name]
+        chosen = DEFAULTS[name](words) if name in DEFAULTS else config()
+        if file is not None:
+            chosen = _with_file(chosen, Path(file))
         required = {
             entry.name: tyro.MISSING
             for entry in dataclasses.fields(command)
             if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
         }
-        default = command(**required, **{options: load_config(config, Path(file))})
+        default = command(**required, **{options: chosen})
     parsed: Command = tyro.cli(command, prog=f"hawker {name}", args=words, default=default)
     return parsed
+
+
+def _with_file(config: Any, file: Path) -> Any:
+    """Return a config with the values that a YAML file gives; what it does not name stays, in nested options too."""
+    load_config(type(config), file)  # says what is wrong with the file
+    given = yaml.safe_load(file.read_text()) or {}
+    return from_dict(type(config), _merged(to_dict(config), given), file)
+
+
+def _merged(values: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    both = {name: _merged(values[name], value) if isinstance(value, dict) else value for name, value in given.items()}
+    return values | both
 
 
 def _value_of(option: str, words: list[str]) -> str | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from hawker.app.tables import console, figure_table, interval, number, text_table
 from hawker.benchmarks.ope import ESTIMATORS
@@ -73,14 +74,7 @@ def chosen(figures: dict[str, Any]) -> dict[str, Any]:
 def print_ab(report: dict[str, Any]) -> None:
     """Print a simulated A/B test: arms, pairs, verdict."""
     metric = report["deciding_metric"]
-    arms = []
-    for arm in report["arms"]:
-        ctr, value = (report["figures"][f"arm.{arm}.{name}"] for name in ("ctr", metric))
-        arms.append(
-            (arm, f"{ctr['n']:,}", number(ctr["value"], ctr["unit"]), interval(ctr), number(value["value"], "clicks"))
-        )
-    columns = ("arm", "n", "CTR", "95% interval", "clicks a visit")
-    console().print(text_table("Simulated A/B test", columns, arms, right=(1, 2, 3, 4)))
+    console().print(_followed_arms(report) if "days" in report else _visit_arms(report))
     pairs = []
     for pair in report["pairs"]:
         lift = report["figures"][f"pair.{pair['treatment']}.{metric}_lift"]
@@ -95,10 +89,50 @@ def print_ab(report: dict[str, Any]) -> None:
         )
     against = ("pair", "lift", "over shoppers", "models' lift", "over models", "told apart")
     console().print(text_table("", against, pairs, right=(1, 2, 3, 4)))
+    if "days" in report:
+        console().print(_other_lifts(report))
     for pair in report["pairs"]:
         console().print(f"- {pair['verdict']}")
     for caution in report["cautions"]:
         console().print(f"- caution: {caution}")
+
+
+def _visit_arms(report: dict[str, Any]) -> Table:
+    arms = []
+    for arm in report["arms"]:
+        ctr, value = (report["figures"][f"arm.{arm}.{name}"] for name in ("ctr", report["deciding_metric"]))
+        arms.append(
+            (arm, f"{ctr['n']:,}", number(ctr["value"], ctr["unit"]), interval(ctr), number(value["value"], "clicks"))
+        )
+    columns = ("arm", "n", "CTR", "95% interval", "clicks a visit")
+    return text_table("Simulated A/B test", columns, arms, right=(1, 2, 3, 4))
+
+
+OTHERS = {"ctr": "CTR", "cvr": "CVR", "d7": "D7", "visits_per_shopper": "visits", "ad_load": "ads a page"}
+"""What is shown of whole pages beside the deciding metric, by how tables call it."""
+
+
+def _followed_arms(report: dict[str, Any]) -> Table:
+    """Return a table of arms whose unit is a shopper's whole time."""
+    arms = []
+    for arm in report["arms"]:
+        value, *others = (report["figures"].get(f"arm.{arm}.{name}") for name in (report["deciding_metric"], *OTHERS))
+        shown = ("-" if other is None else number(other["value"], other["unit"]) for other in others)
+        arms.append((arm, f"{value['n']:,}", number(value["value"], value["unit"]), interval(value), *shown))
+    columns = ("arm", "n", "reward", "95% interval", *OTHERS.values())
+    title = f"Simulated A/B test: n shoppers, each followed for {report['days']:g} days"
+    return text_table(title, columns, arms, right=tuple(range(1, len(columns))))
+
+
+def _other_lifts(report: dict[str, Any]) -> Table:
+    """Return a table of the lifts of rates that do not decide, over shoppers."""
+    rates = [name for name in ("ctr", "cvr", "d7") if f"arm.{report['control']}.{name}" in report["figures"]]
+    rows = []
+    for pair in report["pairs"]:
+        lifts = (_percent(report["figures"][f"pair.{pair['treatment']}.{name}_lift"]) for name in rates)
+        rows.append((f"{pair['treatment']} / {pair['control']}", *(part for lift in lifts for part in lift)))
+    columns = [column for name in rates for column in (OTHERS[name], "over shoppers")]
+    return text_table("Other lifts", ("pair", *columns), rows, right=tuple(range(1, len(columns) + 1)))
 
 
 def _percent(figure: Any) -> tuple[str, str]:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hawker.agents.config import TrainConfig, defaults_for
+from hawker.agents.page_world import myopic, parts_of, read, remember, rules_of
+from hawker.benchmarks.abtest_pages import PageArm
+from hawker.envs.page import Rules
 from hawker.policies.baselines import LoggingClone, Popularity, RandomStrategy
 from hawker.policies.bundle import MANIFEST, Bundle
+from hawker.policies.page_actor import LikeliestPages, PageStrategy
+from hawker.policies.page_bundle import PageBundle, load_bundle
+from hawker.policies.page_clone import PageClone
 from hawker.policies.protocol import Strategy
-from hawker.policies.served import ServedStrategy
-from hawker.policies.trained import TrainedStrategy
-from hawker.shop.artefacts import find_directory
+from hawker.policies.served import ServedPages, ServedStrategy
+from hawker.policies.trained import POLICY, TrainedStrategy
+from hawker.shop.artefacts import find_directory, read_json, verify_directory
+from hawker.shop.config import from_dict, load_config
 from hawker.shop.context import ContextBuilder
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.logs import read_logs
+from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
-from hawker.simulators.store import FittedShoppers, require_impressions
+from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions
 
 NAMES = ("random", "popularity", "clone", "trained")
 """What needs no path; ``clone:LOGS``, a run's directory and a bundle's directory are names too."""
+
+PAGE_NAMES = ("random", "popularity", "clone", "myopic", "trained", "likeliest")
+"""What needs no path where whole pages are compared; ``clone:LOGS`` and the directories of runs and bundles are names
+too."""
 
 
 def load_arm(name: str, shoppers: FittedShoppers, run: Run) -> Strategy:
@@ -52,16 +67,147 @@ def load_arm(name: str, shoppers: FittedShoppers, run: Run) -> Strategy:
 
 
 def _own(shoppers: FittedShoppers, run: Run) -> Strategy:
-    if not find_directory(run.policy).is_dir():
-        remedy = f"train one with `hawker train {run.path}`"
-        raise InputError("the run has no trained policy", where=run.path, remedy=remedy)
+    _require_policy(run, whole=False)
     strategy = TrainedStrategy.load(run.policy, shoppers.arrivals["judge"].shopper.device)
     # A judge fitted later may know the very rows that the policy was trained on.
-    if strategy.trained_on.get("shoppers") != shoppers.digest:
+    _require_same_shoppers(strategy.trained_on, shoppers, run)
+    _require_same_shop(strategy.builder, strategy.size, shoppers.builder, shoppers.size, run.policy)
+    return strategy
+
+
+def _require_policy(run: Run, *, whole: bool) -> None:
+    """Refuse a run without a policy, and one whose policy decides something else than is compared.
+
+    Args:
+        run: The run.
+        whole: Whether whole pages are compared.
+    """
+    remedy = f"train one with `hawker train {run.path}`"
+    if not find_directory(run.policy).is_dir():
+        raise InputError("the run has no trained policy", where=run.path, remedy=remedy)
+    is_whole = "page" in read_json(verify_directory(run.policy, "policy") / POLICY)
+    if is_whole != whole:
+        got, expected = ("whole pages", "slates") if is_whole else ("slates", "whole pages")
+        what = "the policy decides something else than the run's shoppers are shown"
+        raise InputError(what, where=run.policy, got=got, expected=expected, remedy=remedy)
+
+
+def _require_same_shoppers(trained_on: dict[str, Any], shoppers: FittedShoppers, run: Run) -> None:
+    if trained_on.get("shoppers") != shoppers.digest:
         remedy = f"train it anew with `hawker train {run.path}`"
         raise InputError("the policy was trained against other shoppers", where=run.policy, remedy=remedy)
-    _require_same_shop(strategy.builder, strategy.size, shoppers, run.policy)
-    return strategy
+
+
+def load_page_arm(name: str, shoppers: FittedShoppers, run: Run, reward: RewardSpec) -> PageArm:
+    """Return an arm of whole pages on a run's judge.
+
+    Args:
+        name: "random", "popularity" and "clone" or "clone:LOGS": as in ``load_arm``, the clone with the log's ads,
+            offers and lines; "myopic", what pays best at once; "trained", the run's own policy; "likeliest", its
+            likeliest pages; the path of another run with shoppers of its own, whose policy sees through their reader.
+        shoppers: The run's shoppers; they have a memory.
+        run: The run.
+        reward: What the myopic strategy earns by.
+
+    Returns:
+        The arm; its strategy is called as ``name`` says.
+
+    Raises:
+        InputError: As in ``load_arm``.
+    """
+    if name in ("trained", "likeliest"):
+        _require_policy(run, whole=True)
+        return _page_policy(run, name, shoppers, shoppers)
+    world, rules = read(shoppers, shoppers.world("judge"), reward), Rules()
+    if name == "myopic":
+        return PageArm(myopic(world, reward), world, rules)
+    if name == "clone" or name.startswith("clone:"):
+        return PageArm(_page_clone(name, shoppers), world, rules)
+    if name in NAMES:
+        return PageArm(load_arm(name, shoppers, run), world, rules)
+    other = Run(Path(name))
+    if (find_directory(other.path) / MANIFEST).is_file():
+        return _page_bundle(other.path, name, shoppers)
+    if not name or not find_directory(other.policy).is_dir():
+        return PageArm(_from_path(name, shoppers, PAGE_NAMES), world, rules)  # says what is wrong with the name
+    _require_policy(other, whole=True)
+    arm = _page_policy(other, "trained", load_shoppers(other.shoppers, world.device), shoppers)
+    arm.strategy.name = name
+    return arm
+
+
+def _page_policy(run: Run, name: str, theirs: FittedShoppers, shoppers: FittedShoppers) -> PageArm:
+    """Return the policy of a run as an arm on the judge of ``shoppers``, read through ``theirs``."""
+    judge = shoppers.world("judge")
+    strategy = PageStrategy.load(run.policy, judge.device)
+    _require_same_shoppers(strategy.trained_on, theirs, run)
+    config = from_dict(TrainConfig, strategy.trained_on.get("config"), run.policy / POLICY)
+    _require_same_shop(theirs.builder, theirs.size, shoppers.builder, shoppers.size, run.path)
+    try:
+        world = read(theirs, judge, config.reward)
+    except ValueError as error:
+        raise InputError(str(error), where=run.path, expected="lines of copy that the run's shoppers know") from None
+    _require_same_shop(strategy.builder, strategy.size, world.builder, world.size, run.policy)
+    if strategy.lines != world.lines:
+        raise InputError("a policy for other lines of copy", where=run.policy, got=len(strategy.lines))
+    arm = LikeliestPages(strategy) if name == "likeliest" else strategy
+    return PageArm(arm, world, rules_of(config))
+
+
+def _page_bundle(path: Path, name: str, shoppers: FittedShoppers) -> PageArm:
+    """Return a bundle as an arm on the judge of the shoppers that it was trained against, who read for it too."""
+    bundle = load_bundle(path)
+    if not isinstance(bundle, PageBundle):
+        raise InputError(
+            "a bundle of slates", where=path, expected="one of whole pages, as the run's shoppers are shown"
+        )
+    trained_on = bundle.manifest["trained_on"]
+    if trained_on.get("shoppers") != shoppers.digest:
+        remedy = "compare it on the run that it was exported from"
+        raise InputError("the bundle was trained against other shoppers", where=path, remedy=remedy)
+    config = from_dict(TrainConfig, trained_on.get("config"), path / MANIFEST)
+    strategy = ServedPages(bundle)
+    strategy.name = name
+    return PageArm(strategy, read(shoppers, shoppers.world("judge"), config.reward), rules_of(config))
+
+
+def require_without_history(names: Sequence[str], shoppers: FittedShoppers) -> None:
+    """Refuse to value off-policy what decides by a shopper's history.
+
+    Args:
+        names: Of strategies, as ``load_arm`` takes them.
+        shoppers: The run's shoppers.
+    """
+    if not remember(shoppers):
+        return
+    for name in names:
+        if name not in NAMES[:3] and not name.startswith("clone:"):
+            raise InputError(
+                "no off-policy estimate of whole pages: they are chosen by each shopper's history, which no row tells, "
+                "and a log holds hardly any page that they would show",
+                where="policy",
+                got=name,
+                expected="random, popularity, clone or clone:LOGS",
+                remedy="compare whole pages with `hawker ab`",
+            )
+
+
+def training_of(run: Run) -> TrainConfig:
+    """Return how a run's policy was trained, or, where it has none, how it would be unless told otherwise."""
+    if find_directory(run.policy).is_dir():
+        return load_config(TrainConfig, run.policy / "config.yaml")
+    return defaults_for(run.shoppers)
+
+
+def _page_clone(name: str, shoppers: FittedShoppers) -> PageClone:
+    """Return the clone of the strategy that wrote the run's log, or another one, whole pages and all."""
+    items = load_arm(name, shoppers, Run(Path()))
+    assert isinstance(items, LoggingClone)
+    logs = name.partition(":")[2]
+    impressions = require_impressions(read_logs(Path(logs))) if logs else shoppers.read_part("train")
+    parts = parts_of(shoppers, RewardSpec())
+    lines = () if shoppers.lines is None else shoppers.lines.texts
+    return PageClone.fit(items, impressions, shoppers.builder.catalog, parts.ad, parts.offer, lines)
 
 
 def _clone(name: str, logs: str, shoppers: FittedShoppers) -> Strategy:
@@ -76,7 +222,7 @@ def _clone(name: str, logs: str, shoppers: FittedShoppers) -> Strategy:
     return LoggingClone.fit(impressions, shoppers.builder.catalog, shoppers.size, name)
 
 
-def _from_path(name: str, shoppers: FittedShoppers) -> Strategy:
+def _from_path(name: str, shoppers: FittedShoppers, names: tuple[str, ...] = NAMES) -> Strategy:
     path = find_directory(Path(name))
     policy = Run(path).policy
     strategy: TrainedStrategy | ServedStrategy
@@ -84,6 +230,7 @@ def _from_path(name: str, shoppers: FittedShoppers) -> Strategy:
         bundle = Bundle.load(path)
         strategy, builder = ServedStrategy(bundle), bundle.builder
     elif find_directory(policy).is_dir():
+        _require_policy(Run(path), whole=False)
         strategy = TrainedStrategy.load(policy, shoppers.arrivals["judge"].shopper.device)
         builder = strategy.builder
     elif name and path.exists():
@@ -91,16 +238,15 @@ def _from_path(name: str, shoppers: FittedShoppers) -> Strategy:
         raise InputError("no strategy here", where=path, expected=expected)
     else:
         expected = "a known name, or the directory of a run or a bundle"
-        remedy = did_you_mean(name, (*NAMES, "clone:LOGS"))
+        remedy = did_you_mean(name, (*names, "clone:LOGS"))
         raise InputError("unknown strategy", where="arms", got=name, expected=expected, remedy=remedy)
-    _require_same_shop(builder, strategy.size, shoppers, path)
+    _require_same_shop(builder, strategy.size, shoppers.builder, shoppers.size, path)
     strategy.name = name
     return strategy
 
 
-def _require_same_shop(builder: ContextBuilder, size: int, shoppers: FittedShoppers, where: Path) -> None:
+def _require_same_shop(builder: ContextBuilder, size: int, world: ContextBuilder, slots: int, where: Path) -> None:
     """Refuse a strategy to which an index, a feature or a slot means something else than to the run's shoppers."""
-    world = shoppers.builder
     made_for, items = builder.catalog.item_ids, world.catalog.item_ids
     if made_for != items:
         strange = next((item for item in made_for if item not in set(items)), None)
@@ -122,5 +268,5 @@ def _require_same_shop(builder: ContextBuilder, size: int, shoppers: FittedShopp
                 where=where,
                 expected="those of the run's shoppers",
             )
-    if size != shoppers.size:
-        raise InputError("a policy for pages of another size", where=where, got=size, expected=str(shoppers.size))
+    if size != slots:
+        raise InputError("a policy for pages of another size", where=where, got=size, expected=str(slots))

@@ -17,9 +17,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from hawker.agents.config import PageTrainConfig
+from hawker.agents.config import WHOLE_PAGES, PageTrainConfig
 from hawker.agents.myopic import MyopicPages
 from hawker.agents.page_ppo import page_ppo
+from hawker.agents.page_world import read
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
@@ -27,7 +28,7 @@ from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.rollout import Totals, rollout
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.truth import TruthWorld
-from hawker.envs.page import Parts, Rules
+from hawker.envs.page import STOREFRONT, Parts, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
 from hawker.policies.bandits import LinearThompson, LinUCB
 from hawker.policies.clicks import ClickModel, ClickRows
@@ -40,7 +41,6 @@ from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import Proposer
-from hawker.simulators.reader import ReadWorld
 from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions
 from hawker.simulators.world import World
 
@@ -65,7 +65,7 @@ class LeaderboardConfig:
         horizon: Days from a shopper's first visit on that an arm is followed.
         followed: Shoppers of an arm.
         fit: How shoppers are learned; as for ``hawker bench fidelity``, whose logs and fits these are.
-        train: How PPO learns from them.
+        train: How PPO learns from them; as ``hawker train`` does.
         privileged: Pages of the privileged PPO for each page of PPO's.
         reward: What a page is worth: the metrics' reward too.
         cautious: The same with pessimism, for a second PPO.
@@ -75,25 +75,13 @@ class LeaderboardConfig:
     variants: tuple[str | None, ...] = (None, CONTROL)
     shoppers: int = 6_000
     days: int = 56
-    horizon: int = 28
+    horizon: int = int(WHOLE_PAGES.horizon)
     followed: int = 4_000
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
-    train: PageTrainConfig = field(
-        default_factory=lambda: PageTrainConfig(
-            steps=1_200_000,
-            shoppers=512,
-            pages=32,
-            batch=512,
-            learning_rate=1e-3,
-            final_rate=0.1,
-            trace=0.95,
-            critic_first=300_000,
-            greedy=4.0,
-        )
-    )
+    train: PageTrainConfig = WHOLE_PAGES
     privileged: int = 5
-    reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0))
-    cautious: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, disagreement=0.5, support=0.2))
+    reward: RewardSpec = WHOLE_PAGES.reward
+    cautious: RewardSpec = field(default_factory=lambda: replace(WHOLE_PAGES.reward, disagreement=0.5, support=0.2))
 
 
 QUICK = LeaderboardConfig(
@@ -143,19 +131,19 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
     logs = cached_logs(world, config.shoppers, config.days, seed, told)
     fitted = load_shoppers(cached_fit(logs, replace(config.fit, seed=seed), told).shoppers, _CPU)
     lines = () if fitted.lines is None else fitted.lines.texts
-    gold = _read(world, fitted, config.reward, lines)
+    gold = read(fitted, world, config.reward)
     train = replace(config.train, seed=seed)
     shown = torch.arange(len(lines)) if lines else None
     contestants: dict[str, tuple[World, Proposer]] = _baselines(world, fitted, logs, config, seed)
     curves = {}
     for name, reward in (("ppo", config.reward), ("cautious ppo", config.cautious)):
-        proxy = _read(fitted.world("train", reward.doubts), fitted, config.reward, lines)
-        strategy, curves[name] = _train(proxy, fitted, reward, train, config.horizon, told, name)
+        proxy = read(fitted, fitted.world("train", reward.doubts), config.reward)
+        strategy, curves[name] = learn_pages(proxy, fitted, reward, train, config.horizon, told, name)
         contestants[name] = (gold, strategy)
     if not control:  # there nothing moves retention: it would have nothing to show
         truth = TruthWorld(world, config.reward, lines)
         longer = replace(train, steps=train.steps * config.privileged)
-        strategy, curves["privileged"] = _train(
+        strategy, curves["privileged"] = learn_pages(
             truth, fitted, config.reward, longer, config.horizon, told, "privileged"
         )
         contestants["privileged"] = (truth, strategy)
@@ -164,10 +152,10 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
         totals = rollout(where, proposer, config.followed, config.horizon, _seeded(fresh(seed, 11)))
         arms[name] = metrics(totals, config.reward)
         told(f"{name}: reward {arms[name]['reward']:.2f}, CTR {arms[name]['ctr']:.4f}, D7 {arms[name]['d7']:.3f}")
-    judge, judged = _read(fitted.world("judge"), fitted, config.reward, lines), {}
+    judge, judged = read(fitted, fitted.world("judge"), config.reward), {}
     # The judge knows the lines of the log alone, by numbers of their own.
     habits = logging_strategy(world, LOGGED).habits
-    strategies: dict[str, Proposer] = {"logging": _keeper(world, "logging", habits, shown)}
+    strategies: dict[str, Proposer] = {"logging": keeper(world, "logging", habits, shown)}
     strategies |= {name: contestants[name][1] for name in ("myopic", "ppo", "cautious ppo")}
     for name, proposer in strategies.items():
         totals = rollout(judge, proposer, config.followed, config.horizon, _seeded(fresh(seed, 12)))
@@ -180,7 +168,7 @@ def _baselines(
 ) -> dict[str, tuple[World, Proposer]]:
     """Return the strategies to beat by name, each with the gold world in the form that it sees."""
     lines = () if fitted.lines is None else fitted.lines.texts
-    gold = _read(world, fitted, config.reward, lines)
+    gold = read(fitted, world, config.reward)
     shown = torch.arange(len(lines)) if lines else None
     habits = logging_strategy(world, LOGGED).habits
     # The bazaar's contexts are those that its logs are encoded into.
@@ -190,9 +178,9 @@ def _baselines(
     bandit = LinUCB(clicks, world.size)
     return {
         "logging": (world, logging_strategy(world, LOGGED)),
-        "random items": (world, _keeper(world, "random items", replace(habits, exploration=1.0))),
-        "popularity alone": (world, _keeper(world, "popularity alone", Habits(exploration=0.0))),
-        "linucb": (world, _keeper(world, "linucb", replace(habits, exploration=0.0), score=bandit.bound)),
+        "random items": (world, keeper(world, "random items", replace(habits, exploration=1.0))),
+        "popularity alone": (world, keeper(world, "popularity alone", Habits(exploration=0.0))),
+        "linucb": (world, keeper(world, "linucb", replace(habits, exploration=0.0), score=bandit.bound)),
         "thompson": (world, LinearThompson(clicks, world.size, seed=seed)),
         "greedy on clicks": (gold, MyopicPages("greedy on clicks", gold, RewardSpec(), shown)),
         "myopic": (gold, MyopicPages("myopic", gold, config.reward, shown)),
@@ -203,12 +191,7 @@ def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _read(world: World, fitted: FittedShoppers, reward: RewardSpec, lines: tuple[str, ...]) -> ReadWorld:
-    """Put the reader that the strategies were trained with in front of a world."""
-    return ReadWorld(world, fitted.builder, fitted.ensembles["train"], reward, lines)
-
-
-def _keeper(
+def keeper(
     world: BazaarWorld, name: str, habits: Habits, lines: torch.Tensor | None = None, score: Scores | None = None
 ) -> Shopkeeper:
     """Return a strategy by rules that ranks by popularity and says the logs' lines, unless others are given."""
@@ -237,7 +220,7 @@ class _Curve(BaseCallback):
             self._told(f"{self._name}: {self.num_timesteps:,} pages, reward a page {self.points[-1][1]:.4f}")
 
 
-def _train(
+def learn_pages(
     world: World,
     fitted: FittedShoppers,
     reward: RewardSpec,
@@ -245,9 +228,10 @@ def _train(
     horizon: float,
     told: Told,
     name: str,
+    parts: Parts = STOREFRONT,
 ) -> tuple[LikeliestPages, list[tuple[int, float]]]:
     """Return PPO's likeliest pages and its learning curve: pages seen, and reward a page."""
-    parts, rules = Parts(slate=True, ad=True, offer=True, copy=True), Rules(horizon=horizon)
+    rules = Rules(horizon=horizon)
     env = StorefrontVecEnv(world, train.shoppers, reward, train.seed, parts=parts, rules=rules)
     vectors = None if fitted.lines is None else fitted.lines.scaled
     model = page_ppo(env, train, vectors)

@@ -6,15 +6,36 @@ import os
 # taken in one order are the same on every machine. Set before anything imports numpy or torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hawker.agents import page_export
+from hawker.agents.config import WHOLE_PAGES
+from hawker.agents.page_world import read
+from hawker.benchmarks.bazaar import logging_strategy
+from hawker.policies.page import PageLayout
+from hawker.policies.page_actor import PageActor, PageStrategy
+from hawker.shop.artefacts import write_directory
+from hawker.shop.config import to_dict
+from hawker.shop.run import Run
+from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.bazaar_parameters import load_bazaar
+from hawker.simulators.config import FitConfig
+from hawker.simulators.diary import write_logs
+from hawker.simulators.fit import fit
+from hawker.simulators.store import load_shoppers
 
 # Derandomised, so that a red run can be repeated; no deadline, because the machine may be busy.
 settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
@@ -48,6 +69,61 @@ def never_waiting(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractConte
             yield
 
     return watched
+
+
+@pytest.fixture(scope="session")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``logs`` of the bazaar, with ads, offers and copy, and ``run`` with shoppers fitted to them; not to change."""
+    directory = tmp_path_factory.mktemp("remembering")
+    world = BazaarWorld(load_bazaar(None), torch.device("cpu"))
+    write_logs(world, logging_strategy(world, "popularity"), directory / "logs", 40, 21, seed=1)
+    _fit(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def remembering_items(remembering: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``remembering``, of a log that shows items alone and knows no purchases."""
+    directory = tmp_path_factory.mktemp("items")
+    (directory / "logs").mkdir()
+    rows = pd.read_parquet(remembering / "logs" / "impressions.parquet")
+    rows = rows.drop(columns=["copy", "offer", "converted", "revenue"], errors="ignore").assign(placement="organic")
+    rows.to_parquet(directory / "logs" / "impressions.parquet", index=False)
+    shutil.copy(remembering / "logs" / "items.parquet", directory / "logs")
+    _fit(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def served_pages(remembering: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``run`` with a page strategy of random weights, its ``bundle``, the export's ``report.json``; not to change."""
+    directory = tmp_path_factory.mktemp("served")
+    shutil.copytree(remembering / "run", directory / "run")
+    config = replace(WHOLE_PAGES, ad_gap=3)
+    shoppers = load_shoppers(directory / "run" / "shoppers", torch.device("cpu"))
+    world = read(shoppers, shoppers.world("train"), config.reward)
+    lines = shoppers.lines
+    assert lines is not None
+    layout, generator = PageLayout(world.size, True, True, world.offers, len(lines)), torch.Generator().manual_seed(0)
+    actor = PageActor(layout, world.builder, 16, generator, world.bids.numpy(), lines.scaled)
+    actor.begin_greedy(1.0)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)}
+    with write_directory(directory / "run" / "policy", "policy") as scratch:
+        PageStrategy(actor, world.builder, world.lines, trained_on).save(scratch)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page_export, "CHECKED_PAGES", 500)
+        patched.setattr(page_export, "LIVES", 24)
+        report = page_export.export_run(Run(directory / "run"), directory / "bundle")
+    (directory / "report.json").write_text(json.dumps(report, allow_nan=False))
+    return directory
+
+
+def _fit(directory: Path) -> None:
+    config = FitConfig(members=2, epochs=1, device="cpu")
+    fit(directory / "logs", directory / "run" / "shoppers", config, lambda line: None)
 
 
 @pytest.fixture

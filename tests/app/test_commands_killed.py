@@ -1,4 +1,4 @@
-"""``hawker train`` killed with SIGKILL ten times and resumed ends with the weights of a run that nobody touched."""
+"""``hawker train`` killed with SIGKILL and resumed, again and again, ends with the weights of a run left alone."""
 
 import contextlib
 import shutil
@@ -15,11 +15,13 @@ from hawker.shop.artefacts import read_json, sha256
 
 ROLLOUT = 1_024
 ROLLOUTS = 80
-TRAIN = f"steps: {ROLLOUTS * ROLLOUT}\nshoppers: 128\nbatch: 256\ncheckpoint_every: 1\n"
+TRAIN = f"steps: {ROLLOUTS * ROLLOUT}\nshoppers: 128\npages: 8\nbatch: 256\ncheckpoint_every: 1\ndevice: cpu\n"
+WHOLE_PAGES = "critic_first: 2048\nhidden: 8\nhorizon: 2\nad_gap: 2\n"
 
 SCRATCH = ".checkpoint.writing-*"
 
 KILLS = ("starting",) * 3 + ("learning",) * 4 + ("writing",) * 3
+FEWER = ("starting", "learning", "learning", "writing")
 
 
 def training(home: Path, run: str) -> subprocess.Popen[bytes]:
@@ -60,10 +62,17 @@ def weights(run: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_and_resumed_is_as_unbroken(finished: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("made", "config", "kills"),
+    [("finished", TRAIN, KILLS), ("remembering", TRAIN + WHOLE_PAGES, FEWER)],
+    ids=["slates", "whole pages"],
+)
+def test_killed_and_resumed_is_as_unbroken(
+    made: str, config: str, kills: tuple[str, ...], request: pytest.FixtureRequest, tmp_path: Path
+):
     for name in ("unbroken", "killed"):
-        shutil.copytree(finished / "run/shoppers", tmp_path / name / "shoppers")
-    (tmp_path / "train.yaml").write_text(TRAIN)
+        shutil.copytree(request.getfixturevalue(made) / "run/shoppers", tmp_path / name / "shoppers")
+    (tmp_path / "train.yaml").write_text(config)
     started = time.monotonic()
     with training(tmp_path, "unbroken") as process:
         wait_for_checkpoints(process, tmp_path / "unbroken", 1)
@@ -72,7 +81,7 @@ def test_killed_ten_times_and_resumed_is_as_unbroken(finished: Path, tmp_path: P
     rollout = (time.monotonic() - started - ready) / ROLLOUTS
     generator, run = np.random.default_rng(0), tmp_path / "killed"
     reached = []
-    for kill in generator.permutation(KILLS):
+    for kill in generator.permutation(kills):
         with training(tmp_path, "killed") as process:
             if kill == "starting":
                 time.sleep(ready * generator.random())
@@ -88,6 +97,6 @@ def test_killed_ten_times_and_resumed_is_as_unbroken(finished: Path, tmp_path: P
         reached.append(read_json(state)["num_timesteps"] // ROLLOUT if state.exists() else 0)
     with training(tmp_path, "killed") as process:
         assert process.wait() == 0
-    assert 7 <= max(reached) < ROLLOUTS
+    assert len(kills) - 3 <= max(reached) < ROLLOUTS
     assert weights(run) == weights(tmp_path / "unbroken")
     assert sorted(path.name for path in run.iterdir()) == ["checkpoint", "policy", "shoppers", "tensorboard"]

@@ -133,6 +133,28 @@ def test_ab(capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_ab_of_whole_pages(capsys: pytest.CaptureFixture[str]):
+    report = ab_report(model=True, caution=False) | {"days": 28.0, "control": "random"}
+    for arm in ("random", "trained"):
+        report["figures"][f"arm.{arm}.clicks"] = figure(41.5, 40.0, 43.0, 20_000, "reward")
+        report["figures"][f"arm.{arm}.d7"] = figure(0.5, 0.49, 0.51, 20_000, "probability")
+    report["figures"]["pair.trained.ctr_lift"] = figure(0.02, -0.01, 0.05, 40_000, "ratio")
+    report["figures"]["pair.trained.d7_lift"] = figure(None, None, None, 40_000, "ratio")
+    print_ab(report)
+    assert printed(capsys) == [
+        "Simulated A/B test: n shoppers, each followed for 28 days",
+        "arm           n  reward  95% interval     CTR  CVR       D7  visits  ads a page",
+        "random   20,000    41.5      [40, 43]  0.413%    -  50.000%       -           -",
+        "trained  20,000    41.5      [40, 43]  0.413%    -  50.000%       -           -",
+        "pair                lift    over shoppers  models' lift      over models  told apart",
+        "trained / random  +12.5%  [-1.0%, +26.0%]         -4.1%  [-12.3%, +4.2%]  no",
+        "Other lifts",
+        "pair                CTR   over shoppers  D7  over shoppers",
+        "trained / random  +2.0%  [-1.0%, +5.0%]   -              -",
+        "- trained is not distinguishable from random [at all]",
+    ]
+
+
 def test_ab_where_the_truth_is_known(capsys: pytest.CaptureFixture[str]):
     print_ab(ab_report(model=False, caution=False))
     lines = printed(capsys)
