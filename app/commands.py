@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Protocol
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from hawker.agents.config import TrainConfig
+from hawker.agents.config import TrainConfig, defaults_for
 from hawker.app.bench_commands import BENCHES
 from hawker.app.copy_commands import COPY
 from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, say, text_table
 from hawker.app.writer_commands import WRITER, WRITER_CONFIGS
-from hawker.shop.artefacts import read_json
+from hawker.shop.artefacts import find_directory, read_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
@@ -221,6 +221,9 @@ class Fit:
 class Train:
     """Train a strategy against the shoppers of a run, by PPO.
 
+    Against shoppers with a memory it learns whole pages (slate, ad, offer and copy, as far as their log shows them) and
+    how to keep shoppers over their visits; against others, slates. The two differ in their defaults.
+
     Args:
         run_: The run's directory, with RUN/shoppers in it.
         resume: Go on from the run's last checkpoint.
@@ -271,13 +274,15 @@ class Ope:
     def run(self) -> None:
         """Estimate."""
         from hawker.app.reports import print_ope
-        from hawker.benchmarks.arms import load_arm
+        from hawker.benchmarks.arms import load_arm, require_without_history
         from hawker.benchmarks.evaluation import evaluate
         from hawker.shop.devices import choose_threads
 
         choose_threads()
         shoppers = _load_shoppers(Run(self.run_))
-        arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.policy or ("random", "trained")]
+        names = self.policy or ("random", "trained")
+        require_without_history(names, shoppers)
+        arms = [load_arm(name, shoppers, Run(self.run_)) for name in names]
         report = evaluate(shoppers, arms, level=self.level, force=self.force, seed=self.seed)
         print_ope(report)
         write_report(self.json, report)
@@ -294,30 +299,56 @@ class Ope:
 class Ab:
     """Compare strategies in a simulated A/B test on fresh shoppers of the run's judge.
 
+    Shoppers without a memory are met for one visit. Shoppers with one are each followed over weeks of visits, and arms
+    are compared by what a shopper's whole time is worth, by the reward that the run's strategy was trained for.
+
     Args:
         run_: The run's directory.
-        arms: Two or more strategies, the control first: trained, random, popularity, clone, clone:LOGS, runs, bundles.
-        shoppers: Simulated shoppers in all.
+        arms: Two or more strategies, the control first: trained, random, popularity, clone, clone:LOGS, runs, bundles;
+            of whole pages also likeliest, the likeliest of the trained pages, and myopic, what pays best at once. By
+            default random and trained; of whole pages clone, myopic, trained and likeliest.
+        shoppers: Simulated shoppers in all; by default 100,000, of whole pages 40,000.
+        days: Whole pages: how long each shopper is followed; by default as in training.
         seed: Decides who comes and what happens.
     """
 
     run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
-    arms: tuple[str, ...] = ("random", "trained")
-    shoppers: int = 100_000
+    arms: tuple[str, ...] = ()
+    shoppers: int | None = None
+    days: float | None = None
     seed: int = 0
     json: Json = None
 
     def run(self) -> None:
         """Run the test."""
+        from hawker.agents.page_world import remember
         from hawker.app.reports import print_ab
         from hawker.benchmarks.abtest import ab_test
-        from hawker.benchmarks.arms import load_arm
+        from hawker.benchmarks.abtest_pages import ab_pages
+        from hawker.benchmarks.arms import load_arm, load_page_arm, training_of
         from hawker.shop.devices import choose_threads
 
         choose_threads()
-        shoppers = _load_shoppers(Run(self.run_))
-        arms = [load_arm(name, shoppers, Run(self.run_)) for name in self.arms]
-        report = ab_test(arms, shoppers.world("judge"), shoppers=self.shoppers, seed=self.seed)
+        run = Run(self.run_)
+        shoppers = _load_shoppers(run)
+        if remember(shoppers):
+            training, names = training_of(run), self.arms or ("clone", "myopic", "trained", "likeliest")
+            pages = [load_page_arm(name, shoppers, run, training.reward) for name in names]
+            with console().status("following shoppers"):
+                report = ab_pages(
+                    pages,
+                    shoppers=40_000 if self.shoppers is None else self.shoppers,
+                    days=training.horizon if self.days is None else self.days,
+                    seed=self.seed,
+                    reward=training.reward,
+                )
+        elif self.days is not None:
+            expected = "shoppers with a memory, or no --days"
+            raise InputError("these shoppers do not come back", where=run.shoppers, expected=expected)
+        else:
+            arms = [load_arm(name, shoppers, run) for name in self.arms or ("random", "trained")]
+            number = 100_000 if self.shoppers is None else self.shoppers
+            report = ab_test(arms, shoppers.world("judge"), shoppers=number, seed=self.seed)
         print_ab(report)
         write_report(self.json, report)
 
@@ -325,6 +356,8 @@ class Ab:
 @dataclass(frozen=True)
 class Export:
     """Export a run's trained strategy as a bundle for serving.
+
+    One for whole pages takes the reader of shoppers' histories along.
 
     Args:
         run_: The run's directory.
@@ -337,12 +370,10 @@ class Export:
 
     def run(self) -> None:
         """Export the bundle."""
-        import torch
+        from hawker.agents.page_export import export_run
 
-        from hawker.policies.export import export_bundle
-        from hawker.policies.trained import TrainedStrategy
-
-        report = export_bundle(TrainedStrategy.load(Run(self.run_).policy, torch.device("cpu")), self.bundle)
+        with console().status("exporting"):
+            report = export_run(Run(self.run_), self.bundle)
         console().print(figure_table(f"bundle: {self.bundle}", report["figures"]))
         write_report(self.json, report)
 
@@ -353,9 +384,10 @@ class Decide:
 
     Args:
         bundle: The bundle's directory.
-        context: A JSON file with the keys timestamp (ISO 8601 with zone) and, as known, shopper, affinity, candidates.
-        seed: Of the draw; another seed, another slate.
-        greedy: Show the likeliest slate instead of drawing one; do not log its log-probability as a propensity.
+        context: A JSON file with the keys timestamp (ISO 8601 with zone) and, as known, shopper, affinity, candidates;
+            for whole pages also state, from an earlier answer, and history, the pages since then: docs/serving.md.
+        seed: Of the draw; another seed, another page.
+        greedy: Show the likeliest page instead of drawing one; do not log its log-probability as a propensity.
     """
 
     bundle: Positional[Path]
@@ -369,10 +401,15 @@ class Decide:
         import json
 
         from hawker.policies.bundle import Bundle, decide_request
+        from hawker.policies.page_bundle import load_bundle
+        from hawker.policies.page_request import decide_page_request
 
-        request = read_json(self.context)
-        bundle = Bundle.load(self.bundle)
-        decision = decide_request(bundle, request, str(self.context), None if self.greedy else self.seed)
+        request, seed = read_json(self.context), None if self.greedy else self.seed
+        bundle = load_bundle(self.bundle)
+        if isinstance(bundle, Bundle):
+            decision = decide_request(bundle, request, str(self.context), seed)
+        else:
+            decision = decide_page_request(bundle, request, str(self.context), seed)
         print(json.dumps(decision, indent=1))
         write_report(self.json, decision)
 
@@ -423,6 +460,19 @@ CONFIGS: dict[str, tuple[str, type[Any]]] = {
     **WRITER_CONFIGS,
 }
 """Commands that take ``--config``: the field it fills, and its type."""
+
+
+def training_defaults(words: list[str]) -> TrainConfig:
+    """Return what the options of ``hawker train`` are by default, from its words: those that suit the run's shoppers.
+
+    The run is the one word that has shoppers in it.
+    """
+    runs = (Run(Path(word)) for word in words)
+    return next((defaults_for(run.shoppers) for run in runs if find_directory(run.shoppers).is_dir()), TrainConfig())
+
+
+DEFAULTS: dict[str, Callable[[list[str]], Any]] = {"train": training_defaults}
+"""Commands whose options' defaults depend on what they are run on."""
 
 
 def _load_shoppers(run: Run) -> Any:

@@ -78,7 +78,7 @@ class Bundle:
         """
         path = verify_directory(path, "bundle")
         listed = read_json(path / CHECKSUMS)["files"]
-        with _of_this_version(path):
+        with of_this_version(path):
             bundle = cls.read(path, sha256(path / CHECKSUMS))
             for name in (GRAPH, ITEMS, GOLDEN):
                 if listed.get(name) != bundle.manifest["files"][name]["sha256"]:
@@ -90,14 +90,7 @@ class Bundle:
     def read(cls, path: Path, digest: str = "") -> Bundle:
         """Read a bundle without its checksums and golden examples: one that is still being written."""
         manifest = read_json(path / MANIFEST)
-        if manifest.get("format") != FORMAT:
-            raise InputError(
-                "a bundle of another format",
-                where=path / MANIFEST,
-                got=manifest.get("format"),
-                expected=f"format {FORMAT}",
-                remedy=f"read it with hawker {manifest.get('hawker', 'that made it')}, or export it anew with this one",
-            )
+        require_format(manifest, FORMAT, path / MANIFEST)
         edges = manifest["graph"]["inputs"] | manifest["graph"]["outputs"]
         # An item's row in the graph: features (d), free key (h), free bias, affinity. The table has all but the last.
         width = edges["candidates"]["shape"][2] - 1
@@ -113,11 +106,7 @@ class Bundle:
             )
         vectors = items[:, : width - 1 - manifest["hidden"]]
         builder = ContextBuilder.from_dict(manifest["builder"], vectors, path / MANIFEST)
-        session = onnxruntime.InferenceSession(path / GRAPH, _options(), providers=["CPUExecutionProvider"])
-        shapes = {edge.name: edge.shape for edge in (*session.get_inputs(), *session.get_outputs())}
-        if shapes != {name: edge["shape"] for name, edge in edges.items()}:
-            raise InputError("the graph does not fit the manifest", where=path / GRAPH, got=shapes)
-        return cls(builder, items, session, manifest, digest)
+        return cls(builder, items, open_graph(path / GRAPH, edges), manifest, digest)
 
     def _repeat(self, golden: dict[str, Array], where: Path) -> None:
         """Answer the golden pages anew and compare."""
@@ -270,8 +259,20 @@ def decide_request(bundle: Bundle, request: Any, where: object, seed: int | None
     }
 
 
+def require_format(manifest: Any, known: int, where: Path) -> None:
+    """Refuse a bundle whose manifest names another format than the one that is known."""
+    if manifest.get("format") != known:
+        raise InputError(
+            "a bundle of another format",
+            where=where,
+            got=manifest.get("format"),
+            expected=f"format {known}",
+            remedy=f"read it with hawker {manifest.get('hawker', 'that made it')}, or export it anew with this one",
+        )
+
+
 @contextlib.contextmanager
-def _of_this_version(path: Path) -> Iterator[None]:
+def of_this_version(path: Path) -> Iterator[None]:
     """Say in one line that a manifest, an array or a graph has another form."""
     try:
         yield
@@ -282,9 +283,18 @@ def _of_this_version(path: Path) -> Iterator[None]:
         raise InputError("not a bundle of this version", where=path, got=got, remedy="export it anew") from None
 
 
-def _options() -> onnxruntime.SessionOptions:
+def open_graph(path: Path, edges: dict[str, Any]) -> onnxruntime.InferenceSession:
+    """Open an ONNX graph whose inputs and outputs have the shapes of ``edges``, by name, for one thread.
+
+    Raises:
+        InputError: It has others.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     options.log_severity_level = 3  # errors only: what is wrong is said by an exception
-    return options
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    shapes = {edge.name: edge.shape for edge in (*session.get_inputs(), *session.get_outputs())}
+    if shapes != {name: edge["shape"] for name, edge in edges.items()}:
+        raise InputError("the graph does not fit the manifest", where=path, got=shapes)
+    return session

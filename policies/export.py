@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from onnxscript import opset20
 from safetensors.numpy import save
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ TIE = 1e-4
 """Logits closer than this are a tie: which of the two stands first is left to rounding."""
 
 Array = npt.NDArray[Any]
+Edges = dict[str, dict[str, Any]]
+"""Inputs or outputs of a graph: name to type and shape, where a word is any length."""
 
 
 def export_bundle(strategy: TrainedStrategy, out: Path) -> dict[str, Any]:
@@ -188,17 +191,31 @@ class _Graph(nn.Module):
 
 def trace(actor: SlateActor) -> bytes:
     """Return ``score_candidates`` as an ONNX model for any number of pages B and candidates C."""
-    inputs, outputs = _edges(actor)
-    pages, places = torch.export.Dim("pages"), torch.export.Dim("places")
-    dynamic = ({0: pages}, {0: pages, 1: places}, {0: pages, 1: places})
-    dtypes = {"float32": torch.float32, "bool": torch.bool}
+    return trace_graph(_Graph(actor).eval(), *_edges(actor))
+
+
+def trace_graph(module: nn.Module, inputs: Edges, outputs: Edges, strict: bool = False) -> bytes:
+    """Return a module as an ONNX model.
+
+    Args:
+        module: Takes the inputs in their order and returns the outputs in theirs.
+        inputs: What it takes: name to type and shape, where "B" is any number of pages and "C" any of candidates.
+        outputs: What it returns.
+        strict: Whether its Python is read rather than run, so that ``len`` of a batch is no constant.
+    """
+    lengths = {"B": torch.export.Dim("pages"), "C": torch.export.Dim("places")}
+    dynamic = tuple(
+        {axis: lengths[length] for axis, length in enumerate(edge["shape"]) if length in lengths}
+        for edge in inputs.values()
+    )
+    dtypes = {"float32": torch.float32, "bool": torch.bool, "int64": torch.int64}
     shapes = {"B": 2, "C": 3}  # examples; 0 and 1 would be taken for constants
     example = tuple(
         torch.zeros([shapes.get(length, length) for length in edge["shape"]], dtype=dtypes[edge["type"]])
         for edge in inputs.values()
     )
     with _quiet():
-        exported = torch.export.export(_Graph(actor).eval(), example, dynamic_shapes=dynamic)
+        exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=strict)
         program = torch.onnx.export(
             exported,
             dynamo=True,
@@ -206,6 +223,7 @@ def trace(actor: SlateActor) -> bytes:
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
+            custom_translation_table={torch.ops.aten.elu.default: _elu},
         )
     assert program is not None
     model = program.model_proto
@@ -223,6 +241,13 @@ def trace(actor: SlateActor) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def _elu(x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Any:
+    """Return ELU in ONNX; onnxruntime's own is in single precision alone."""
+    op: Any = opset20  # its types say less than it takes
+    zero, one = (op.CastLike(op.Constant(value_float=value), x) for value in (0.0, 1.0))
+    return op.Add(op.Max(x, zero), op.Sub(op.Exp(op.Min(x, zero)), one))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to itself what the exporter says about its own insides."""
@@ -232,13 +257,15 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+            # The largest number of float64, in float32.
+            warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning)
             yield
     finally:
         log.setLevel(level)
 
 
-def _edges(actor: SlateActor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the graph's inputs and outputs: name to type and shape, where a word is any length."""
+def _edges(actor: SlateActor) -> tuple[Edges, Edges]:
+    """Return the graph's inputs and outputs."""
     row = actor.item_table().shape[1] + 1
     inputs = {
         "shopper": {"type": "float32", "shape": ["B", len(actor.shopper_centre)]},

@@ -1,0 +1,323 @@
+"""Serving requests for whole pages: a shopper's state and history as JSON, and the answer."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hawker.policies.page_bundle import AnsweredPages, PageBundle
+from hawker.shop.decision import EMPTY
+from hawker.shop.errors import InputError, did_you_mean
+from hawker.shop.features import LARGEST
+
+VISIT_SECONDS = 1_800.0
+"""A page that comes this long after the one before, or longer, begins a visit, unless its number is given."""
+
+DAY = 86_400.0
+FAR = 2**30
+"""Pages since the last ad where there was none."""
+
+OF_CONTEXT = ("timestamp", "shopper", "affinity", "candidates")
+KEYS = (*OF_CONTEXT, "page", "state", "history")
+PAGE_KEYS = ("timestamp", "page", "slate", "ad", "offer", "copy", "lines", "clicked", "converted", "revenue")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ShopperState:
+    """What a server keeps of one shopper between two pages.
+
+    Attributes:
+        memory: What the bundle has read, shape (H,); zeros of a new shopper.
+        time: When the last page was shown, in seconds since 1970 (UTC).
+        number: Its number within its visit.
+        pages: Pages seen; 0 of a new shopper.
+        ads: Those that had an ad.
+        since: Pages since the last one, 1 right after it.
+    """
+
+    memory: npt.NDArray[np.float32]
+    time: float = 0.0
+    number: int = 0
+    pages: int = 0
+    ads: int = 0
+    since: int = FAR
+
+    def next_page(self, time: float, number: int | None, where: object) -> tuple[float, int]:
+        """Return days since the last page and the number within its visit of one that is shown at a time.
+
+        Raises:
+            InputError: The time is before that of the last page.
+        """
+        if self.pages == 0:
+            return 0.0, number or 0
+        gap = time - self.time
+        if gap < 0:
+            got = str(pd.Timestamp(time, unit="s", tz="UTC"))
+            raise InputError("earlier than the page before", where=f"{where}: timestamp", got=got)
+        if number is None:
+            number = self.number + 1 if gap < VISIT_SECONDS else 0
+        return gap / DAY, number
+
+
+def _form(bundle: PageBundle) -> np.dtype[Any]:
+    """Return how a state lies in memory."""
+    counts = [(name, "<i4") for name in ("number", "pages", "ads", "since")]
+    return np.dtype([("bundle", "S32"), ("time", "<f8"), *counts, ("memory", "<f4", (bundle.width,))])
+
+
+def encode_state(bundle: PageBundle, state: ShopperState) -> str:
+    """Return a state as text: base64 of the bundle's digest and the state's numbers."""
+    numbers = (state.time, state.number, state.pages, state.ads, state.since, state.memory)
+    return base64.b64encode(np.array((bytes.fromhex(bundle.digest), *numbers), _form(bundle)).tobytes()).decode()
+
+
+def decode_state(bundle: PageBundle, text: Any, where: object) -> ShopperState:
+    """Return what ``encode_state`` was given.
+
+    Raises:
+        InputError: The text is no state, or that of another bundle.
+    """
+    where, form = f"{where}: state", _form(bundle)
+    remedy = "leave it out and give the history"
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise InputError(
+            "not a state", where=where, got=text, expected="the text of an answer", remedy=remedy
+        ) from None
+    digest = data[:32].hex()
+    if len(data) >= 32 and digest != bundle.digest:
+        expected = f"one of bundle {bundle.digest[:12]}..."
+        raise InputError("a state of another bundle", where=where, got=digest[:12], expected=expected, remedy=remedy)
+    if len(data) != form.itemsize:
+        expected = f"{form.itemsize} bytes"
+        raise InputError("a state of another size", where=where, got=len(data), expected=expected, remedy=remedy)
+    found = np.frombuffer(data, form)[0]
+    counts = {name: int(found[name]) for name in ("number", "pages", "ads", "since")}
+    state = ShopperState(found["memory"], float(found["time"]), **counts)
+    if min(counts.values()) < 0 or not (np.isfinite(state.time) and np.isfinite(state.memory).all()):
+        raise InputError("a damaged state", where=where, remedy=remedy)
+    return state
+
+
+def decide_page_request(bundle: PageBundle, request: Any, where: object, seed: int | None) -> dict[str, Any]:
+    """Answer one serving request; docs/serving.md has its form and that of the answer.
+
+    Args:
+        bundle: Decides.
+        request: The request as JSON values.
+        where: The file it came from, for messages.
+        seed: Decides the drawn page; None takes the likeliest value of each part in turn.
+
+    Raises:
+        InputError: The request has another form, tells of what cannot have happened, or the seed is negative.
+    """
+    if seed is not None and seed < 0:
+        raise InputError("bad seed", where="seed", got=seed, expected="at least 0")
+    _check_keys(request, KEYS, where)
+    plain = bundle.shop.from_request({key: request[key] for key in OF_CONTEXT if key in request}, where)
+    state = ShopperState(bundle.start(1)[0])
+    if request.get("state") is not None:
+        state = decode_state(bundle, request["state"], where)
+    state = _lived(bundle, state, request, where)
+    time = pd.Timestamp(request["timestamp"]).timestamp()
+    gap, number = state.next_page(time, _whole(request, "page", where), where)
+    context = bundle.read(plain, state.memory[None], np.array([gap]), np.array([number]))
+    may = bundle.may_have_ad(*(np.array([count]) for count in (state.pages, state.ads, state.since)))
+    page = bundle.decide(context, None if seed is None else np.random.default_rng(seed), context.mask & may[:, None])
+    ids, empty = bundle.shop.catalog.item_ids, page.slate[0] == EMPTY
+    items = [None if item == EMPTY else ids[item] for item in page.slate[0].tolist()]
+    lines = [EMPTY] * bundle.size if page.copy is None else page.copy[0].tolist()
+    slot = EMPTY if page.ad is None else int(page.ad[0])
+    assert page.propensity is not None
+    return {
+        "timestamp": request["timestamp"],
+        "page": number,
+        "slate": items,
+        "ad": None if slot == EMPTY else {"item_id": items[slot], "slot": slot},
+        "offer": 0 if page.offer is None else int(page.offer[0]),
+        "copy": [None if line == EMPTY else bundle.lines[line] for line in lines],
+        "lines": [None if line == EMPTY else line for line in lines],
+        "log_prob": float(page.log_prob[0]),
+        "log_probs": {part: float(value[0]) for part, value in (page.log_probs or {}).items()},
+        "propensities": [None if gone else float(p) for p, gone in zip(page.propensity[0], empty, strict=True)],
+        "drawn": "likeliest" if seed is None else "sampled",
+        "seed": seed,
+        "candidates": int(context.mask.sum()),
+        "empty_slots": int(empty.sum()),
+        "pages_read": state.pages,
+        "state": encode_state(bundle, state),
+        "bundle": bundle.digest,
+    }
+
+
+def _lived(bundle: PageBundle, state: ShopperState, request: dict[str, Any], where: object) -> ShopperState:
+    """Return the state after the pages of the request's history."""
+    history = request.get("history")
+    if history is None:
+        return state
+    if not isinstance(history, list):
+        raise InputError("not a list", where=f"{where}: history", got=history, expected="a list of answered pages")
+    if not history:
+        return state
+    pages, times = _answered(bundle, request, history, where)
+    for i, (page, time) in enumerate(zip(history, times, strict=True)):
+        here = f"{where}: history[{i}]"
+        gap, number = state.next_page(time, _whole(page, "page", here), here)
+        pages.gap[i], pages.number[i] = gap, number
+        memory = bundle.observe(state.memory[None], pages.map(itemgetter(slice(i, i + 1))))[0]
+        had_ad = pages.ad[i] != EMPTY
+        since = 1 if had_ad else min(state.since + 1, FAR)
+        state = ShopperState(memory, time, number, state.pages + 1, state.ads + int(had_ad), since)
+    return state
+
+
+def _answered(
+    bundle: PageBundle, request: dict[str, Any], history: list[Any], where: object
+) -> tuple[AnsweredPages, list[float]]:
+    """Return a history's n pages as arrays, their gaps and numbers yet unknown, and their times."""
+    n, size, number_of = len(history), bundle.size, {text: i for i, text in enumerate(bundle.lines)}
+    slate, lines = np.full((2, n, size), EMPTY)
+    ad, offer = np.full(n, EMPTY), np.zeros(n, np.int64)
+    answers = np.zeros((3, n, size), np.float32)
+    times: list[pd.Timestamp] = []
+    ids: list[str] = []
+    for i, page in enumerate(history):
+        here = f"{where}: history[{i}]"
+        _check_keys(page, PAGE_KEYS, here)
+        times.append(_time(page, here))
+        items = _column(page, "slate", size, here, required=True)
+        for slot, item in enumerate(items):
+            if item is not None:
+                if not isinstance(item, str):
+                    raise InputError("not an item id", where=f"{here}: slate", got=item, expected="a text or null")
+                slate[i, slot] = len(ids)  # its catalog index follows
+                ids.append(item)
+        shown = slate[i] != EMPTY
+        if len({item for item in items if item is not None}) < shown.sum():
+            raise InputError("an item stands on the page twice", where=f"{here}: slate", got=items)
+        ad[i] = _ad(page, items, here)
+        offer[i] = _whole(page, "offer", here) or 0
+        lines[i] = _lines(page, number_of, size, here)
+        answers[:, i] = _outcome(page, shown, size, here)
+        if (lines[i][~shown] != EMPTY).any():
+            raise InputError("a line where no item was shown", where=f"{here}: copy", got=page.get("copy"))
+    found = bundle.shop.catalog.index(ids, f"{where}: history: slate")
+    slate = np.where(slate == EMPTY, EMPTY, found[slate] if ids else EMPTY)
+    shopper = pd.DataFrame([request.get("shopper", {})] * n).assign(timestamp=pd.DatetimeIndex(times))
+    affinity = np.zeros(len(bundle.shop.catalog), np.float32)
+    for item, value in request.get("affinity", {}).items():  # checked with the rest of the request
+        affinity[bundle.shop.catalog.index([item], where)] = value
+    own = np.where(slate == EMPTY, 0.0, affinity[slate])
+    features, clicked, converted, revenue = bundle.shop.encode_shoppers(shopper), *answers
+    pages = AnsweredPages(features, np.zeros(n), np.zeros(n), slate, clicked, converted, revenue, ad, offer, lines, own)
+    return pages, [time.timestamp() for time in times]
+
+
+def _time(page: dict[str, Any], where: str) -> pd.Timestamp:
+    """Return when a page was shown, in UTC."""
+    try:
+        time: pd.Timestamp | None = pd.Timestamp(page["timestamp"])
+    except (KeyError, ValueError, TypeError):
+        time = None
+    if time is None or pd.isna(time) or time.tzinfo is None:
+        expected = "ISO 8601 with a time zone"
+        raise InputError("bad timestamp", where=where, got=page.get("timestamp"), expected=expected)
+    return time.tz_convert("UTC")
+
+
+def _whole(page: dict[str, Any], key: str, where: object) -> int | None:
+    """Return a whole number of at least 0; None where there is none."""
+    value = page.get(key)
+    if value is not None and (not _is_whole(value) or value < 0 or value > 2**31 - 2):
+        raise InputError("not a whole number", where=f"{where}: {key}", got=value, expected="at least 0")
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _column(page: dict[str, Any], key: str, size: int, where: str, *, required: bool = False) -> list[Any]:
+    """Return a page's list of one value a slot, those of the last slots may be left out."""
+    values = page.get(key)
+    if values is None and not required:
+        return []
+    if not isinstance(values, list) or len(values) > size:
+        expected = f"a list of at most {size}, one value a slot"
+        raise InputError("not a list of slots", where=f"{where}: {key}", got=values, expected=expected)
+    return values
+
+
+def _ad(page: dict[str, Any], items: list[Any], where: str) -> int:
+    """Return the slot of a page's ad, ``EMPTY`` where it had none."""
+    ad, where = page.get("ad"), f"{where}: ad"
+    if ad is None:
+        return EMPTY
+    _check_keys(ad, ("item_id", "slot"), where)
+    slot = ad.get("slot")
+    if not _is_whole(slot) or not 0 <= slot < len(items) or items[slot] is None:
+        raise InputError("no item at the ad's slot", where=where, got=slot, expected="the number of a filled slot")
+    if ad.get("item_id", items[slot]) != items[slot]:
+        raise InputError("not the item at the ad's slot", where=where, got=ad["item_id"], expected=str(items[slot]))
+    return int(slot)
+
+
+def _lines(page: dict[str, Any], number_of: dict[str, int], size: int, where: str) -> list[int]:
+    """Return the number of each slot's line, ``EMPTY`` for none, from their texts, or their numbers, or both."""
+    texts, numbers = (_column(page, key, size, where) for key in ("copy", "lines"))
+    found = [EMPTY] * size
+    for slot, text in enumerate(texts):
+        if text is not None and (not isinstance(text, str) or text not in number_of):
+            remedy = did_you_mean(str(text), list(number_of)[:1000])
+            raise InputError("a line that is not in the bank", where=f"{where}: copy", got=text, remedy=remedy)
+        found[slot] = EMPTY if text is None else number_of[text]
+    for slot, line in enumerate(numbers):
+        if line is not None and (not _is_whole(line) or not 0 <= line < len(number_of)):
+            expected = f"a number below {len(number_of)}"
+            raise InputError("a line that is not in the bank", where=f"{where}: lines", got=line, expected=expected)
+        number = EMPTY if line is None else line
+        if slot < len(texts) and number != found[slot]:
+            expected = f"the number of {texts[slot]!r}"
+            raise InputError("not the line of the copy", where=f"{where}: lines", got=line, expected=expected)
+        found[slot] = number
+    return found
+
+
+def _outcome(page: dict[str, Any], shown: Array, size: int, where: str) -> npt.NDArray[np.float32]:
+    """Return what was clicked, bought and earned at each slot, shape (3, K)."""
+    found = np.zeros((3, size), np.float32)
+    for row, key in enumerate(("clicked", "converted", "revenue")):
+        values = _column(page, key, size, where)
+        for slot, value in enumerate(values):
+            known = isinstance(value, (int, float)) and (0 <= value <= LARGEST if key == "revenue" else value in (0, 1))
+            if not known:
+                expected = "an amount of at least 0" if key == "revenue" else "0 or 1"
+                raise InputError(f"not {expected}", where=f"{where}: {key}", got=value)
+            found[row, slot] = value
+    clicked, converted, revenue = found > 0
+    for wrong, what in (
+        (clicked & ~shown, "a click on a slot that was empty"),
+        (converted & ~clicked, "a purchase without a click"),
+        (revenue & ~converted, "revenue without a purchase"),
+    ):
+        if wrong.any():
+            raise InputError(what, where=where, got=f"slot {int(wrong.argmax())}")
+    return found
+
+
+def _check_keys(values: Any, known: tuple[str, ...], where: object) -> None:
+    if not isinstance(values, dict):
+        raise InputError("not an object", where=where, got=values, expected="a JSON object")
+    for key in values:
+        if key not in known:
+            raise InputError(f"unknown key {key!r}", where=where, remedy=did_you_mean(str(key), known))

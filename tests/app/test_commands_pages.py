@@ -1,0 +1,54 @@
+"""Whole pages on the command line: what was learned of a run goes into a bundle, and a bundle decides."""
+
+import json
+
+import pytest
+
+from hawker.agents import page_export
+from hawker.app.cli import main
+from hawker.shop.figures import figure
+from hawker.shop.run import Run
+
+
+def test_export_takes_whatever_the_run_has_learned(tmp_path, monkeypatch, capsys):
+    seen = []
+    report = {"figures": {"bytes": figure(3.0, None, None, 1, "bytes")}, "digest": "d", "seed": 0, "seconds": 1.0}
+    monkeypatch.setattr(page_export, "export_run", lambda run, out: seen.append((run, out)) or report)
+    words = ["export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--json", str(tmp_path / "report.json")]
+    assert main(words) == 0
+    assert seen == [(Run(tmp_path / "run"), tmp_path / "bundle")]
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert "bytes" in capsys.readouterr().out
+
+
+def test_decide_answers_with_a_whole_page_and_takes_it_back(served_pages, tmp_path, capsys):
+    request = tmp_path / "page.json"
+    request.write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z"}))
+    words = ["decide", str(served_pages / "bundle"), "--context", str(request)]
+    assert main([*words, "--seed", "3"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["drawn"] == "sampled"
+    page = {key: answer[key] for key in ("timestamp", "slate", "ad", "offer", "copy", "lines")} | {"clicked": [1]}
+    next_one = {"timestamp": "2026-11-23T10:00:00Z", "state": answer["state"], "history": [page]}
+    request.write_text(json.dumps(next_one))
+    assert main([*words, "--greedy", "--json", str(tmp_path / "answer.json")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["drawn"], told["pages_read"]) == ("likeliest", 1)
+    assert json.loads((tmp_path / "answer.json").read_text()) == told
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"state": "AAAA"}, "page.json: state: a state of another size; got 3, expected"),
+        ({"history": [{"timestamp": "2027-01-01T00:00Z", "slate": []}]}, "timestamp: earlier than the page before"),
+        ({"copy": []}, "page.json: unknown key 'copy'"),
+    ],
+)
+def test_bad_requests_end_in_one_line(served_pages, tmp_path, capsys, change, line):
+    request = tmp_path / "page.json"
+    request.write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z"} | change))
+    assert main(["decide", str(served_pages / "bundle"), "--context", str(request)]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
