@@ -40,6 +40,8 @@ class Prices(nn.Module):
 
     Attributes:
         names: Of the m limits: "ad_load", "share.PROVIDER".
+        columns: Where the catalog's vectors say that an item is that provider's; None for the ad load.
+        sign: 1 for the ad load, which is to be at most so much, -1 for shares, shape (m,).
         limits: Largest ad load, least shares, shape (m,).
         multipliers: What the next rollout pays, at least 0, shape (m,).
         integral: The part of them that lasts, at least 0, shape (m,).
@@ -52,8 +54,8 @@ class Prices(nn.Module):
     integral: Tensor
     square: Tensor
     count: Tensor
+    sign: Tensor
     _belongs: Tensor
-    _sign: Tensor
 
     def __init__(self, constraints: Constraints, catalog: Catalog) -> None:
         """Find whose the items are.
@@ -65,6 +67,8 @@ class Prices(nn.Module):
         shares = constraints.shares
         ads = [] if constraints.ad_load is None else [constraints.ad_load]
         self.names = ["ad_load"] * len(ads) + [f"share.{share.provider}" for share in shares]
+        columns = [column_of(share.provider, catalog) for share in shares]
+        self.columns: list[int | None] = [None] * len(ads) + columns
         self._ads = len(ads)
         self.register_buffer("limits", torch.tensor([*ads, *(share.least for share in shares)]))
         for name in ("multipliers", "integral"):
@@ -72,12 +76,11 @@ class Prices(nn.Module):
         for name in ("square", "count"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         belongs = np.zeros((len(shares), len(catalog) + 1), np.bool_)  # the last is an empty slot
-        for row, share in zip(belongs, shares, strict=True):
-            row[:-1] = items_of(share.provider, catalog)
+        belongs[:, :-1] = catalog.vectors[:, columns].T > 0
         self.register_buffer("_belongs", torch.from_numpy(belongs), persistent=False)
         sign = torch.ones(len(self.names))
         sign[self._ads :] = -1.0  # a share is to be at least so much
-        self.register_buffer("_sign", sign, persistent=False)
+        self.register_buffer("sign", sign, persistent=False)
 
     def counts(self, decision: Decision[Tensor]) -> Tensor:
         """Return each page's part in both sums of each ratio, shape (2, m, B); impressions count as 1 / K, ads too."""
@@ -92,7 +95,7 @@ class Prices(nn.Module):
     def penalty(self, counts: Tensor) -> Tensor:
         """Return what pages pay, negative where they make up for others, in units of reward, shape (B,)."""
         amounts, bases = counts
-        price = self.multipliers * self._sign * self.square.sqrt().float()
+        price = self.multipliers * self.sign * self.square.sqrt().float()
         return torch.mv((amounts - self.limits[:, None] * bases).T, price)
 
     def update(self, counts: Tensor, rewards: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -107,7 +110,7 @@ class Prices(nn.Module):
         """
         amounts, bases = counts
         measured = amounts / bases.clamp(min=1e-9)
-        excess = self._sign * (measured - self.limits)
+        excess = self.sign * (measured - self.limits)
         step = excess.clamp(-LARGEST, LARGEST)
         self.integral = (self.integral + INTEGRAL * step).clamp(min=0.0)
         self.multipliers = (self.integral + PROPORTIONAL * step).clamp(min=0.0)
@@ -120,7 +123,13 @@ class Prices(nn.Module):
 
 
 def items_of(provider: str, catalog: Catalog) -> npt.NDArray[np.bool_]:
-    """Return which items of a catalog are a provider's, shape (I,).
+    """Return which items of a catalog are a provider's, shape (I,), or refuse as ``column_of`` does."""
+    own: npt.NDArray[np.bool_] = catalog.vectors[:, column_of(provider, catalog)] > 0
+    return own
+
+
+def column_of(provider: str, catalog: Catalog) -> int:
+    """Return which entry of a catalog's vectors is 1 for a provider's items and 0 for others.
 
     Raises:
         InputError: The items have no providers, or none of this name; a catalog knows its 200 largest.
@@ -134,5 +143,4 @@ def items_of(provider: str, catalog: Catalog) -> npt.NDArray[np.bool_]:
         remedy = did_you_mean(provider, known)
         raise InputError("unknown provider", where="constraints.shares", got=provider, remedy=remedy)
     entries = [(name, value) for name, values in features.categories.items() for value in values]
-    own: npt.NDArray[np.bool_] = catalog.vectors[:, len(features.numeric) + entries.index((PROVIDER, provider))] > 0
-    return own
+    return len(features.numeric) + entries.index((PROVIDER, provider))

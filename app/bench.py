@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
-from hawker.benchmarks import constraints, exploits, leaderboard, speed
+from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -55,13 +55,7 @@ def run_fidelity(
     Raises:
         InputError: The variant or the seeds cannot be used, or there is no plotly for the page.
     """
-    if page is not None:
-        if importlib.util.find_spec("plotly") is None:
-            raise InputError("charts need plotly", where="--html", remedy="run pip install 'hawker[train]'")
-        try:
-            page.parent.mkdir(parents=True, exist_ok=True)  # better now than after the benchmark
-        except OSError as error:
-            raise InputError(f"cannot write here ({error.strerror})", where=page) from None
+    _require_charts(page)
     threads = choose_threads()
     config = replace(QUICK, variant=variant, seeds=seeds[:1]) if quick else FidelityConfig(variant, seeds)
     report = bench_fidelity(config, progress)
@@ -113,6 +107,35 @@ def run_leaderboard(
     return {**report, "machine": machine(threads), "command": command}
 
 
+def run_pareto(
+    seeds: tuple[int, ...], steps: int | None, quick: bool, page: Path | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run ``hawker bench pareto``; ``quick`` replaces sizes and all seeds but the first, ``page`` gets the HTML.
+
+    Without ``steps`` each strategy learns from as many pages as the benchmark's config says.
+
+    Raises:
+        InputError: The seeds or the steps cannot be used, or there is no plotly for the page.
+    """
+    _require_charts(page)
+    threads = choose_threads()
+    config = replace(pareto.QUICK, seeds=seeds[:1]) if quick else pareto.ParetoConfig(seeds=seeds)
+    if steps is not None:
+        if steps <= config.train.critic_first:
+            expected = f"more than {config.train.critic_first}, which teach the critic alone"
+            raise InputError("too few pages to learn from", where="--steps", got=steps, expected=expected)
+        config = replace(config, train=replace(config.train, steps=steps))
+    report = pareto.bench_pareto(config, progress)
+    size = [*(["--quick"] if quick else []), "--steps", str(config.train.steps)]
+    command = shlex.join(["hawker", "bench", "pareto", *size, "--seeds", *map(str, config.seeds)])
+    report = {**report, "machine": machine(threads), "command": command}
+    if page is not None:
+        from hawker.app.pareto_page import write_page
+
+        write_page(report, page)
+    return report
+
+
 def run_constraints(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
     """Run ``hawker bench constraints``; ``quick`` replaces sizes and all seeds but the first.
 
@@ -161,6 +184,18 @@ def run_writer(
     options = [*(["--quick"] if quick else []), *(["--ablations"] if ablations else []), "--model", model]
     command = shlex.join(["hawker", "bench", "writer", *options, "--seeds", *map(str, config.seeds)])
     return {**report, "machine": machine(threads), "command": command}
+
+
+def _require_charts(page: Path | None) -> None:
+    """Refuse a page that cannot be drawn or written: better now than after the benchmark."""
+    if page is None:
+        return
+    if importlib.util.find_spec("plotly") is None:
+        raise InputError("charts need plotly", where="--html", remedy="run pip install 'hawker[train]'")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write here ({error.strerror})", where=page) from None
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from hawker.app.json_report import Json, write_report
-from hawker.app.tables import arms_table, console, figure_table
+from hawker.app.tables import arms_table, console, figure_table, front_table
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,37 @@ class BenchLeaderboard:
 
 
 @dataclass(frozen=True)
+class BenchPareto:
+    """Sweep the reward's weights, and see what CTR, conversion and retention cost each other.
+
+    Args:
+        seeds: One log, fit and sweep of ten trainings each. Logs and fits are kept under $HAWKER_HOME/bench.
+        steps: Pages that each strategy learns from; by default as many as in `hawker bench leaderboard`.
+        quick: One small log and three short trainings, for a look.
+        html: Write the front, as charts, here: one page that needs nothing else.
+    """
+
+    seeds: tuple[int, ...] = (21, 22, 23)
+    steps: int | None = None
+    quick: bool = False
+    html: Annotated[Path | None, arg(metavar="PATH")] = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_pareto
+
+        report = run_pareto(self.seeds, self.steps, self.quick, self.html, console().print)
+        console().print(front_table("Weightings in the gold world", report["arms"]))
+        console().print(figure_table("What is to be traded", report["figures"]))
+        for note in report["notes"]:
+            console().print(f"- {note}")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
 class BenchConstraints:
-    """Train under a limit on ads and a promised share of exposure, and see whether both are held.
+    """Train and settle under a limit on ads and a promised share of exposure, and see whether both are held.
 
     Args:
         seeds: One log, fit and pair of trainings each. Logs and fits are kept under $HAWKER_HOME/bench.
@@ -203,6 +232,7 @@ BENCHES: dict[str, type[Any]] = {
     "bench fidelity": BenchFidelity,
     "bench speed": BenchSpeed,
     "bench leaderboard": BenchLeaderboard,
+    "bench pareto": BenchPareto,
     "bench constraints": BenchConstraints,
     "bench exploits": BenchExploits,
     "bench writer": BenchWriter,

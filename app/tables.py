@@ -57,6 +57,23 @@ def arms_table(title: str, arms: Mapping[str, Mapping[str, float]]) -> Table:
     return text_table(title, ("strategy", *metrics), rows, right=tuple(range(1, len(metrics) + 1)))
 
 
+def front_table(title: str, arms: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of weightings, a row each: the metrics of a Pareto front in gold, and whether they are on it."""
+    metrics = list(next(iter(arms.values()))["gold"])
+    rows = [
+        (
+            name,
+            "yes" if arm["front"] else "",
+            arm["front_seeds"],
+            *(f"{number(f['value'], f['unit'])} {interval(f)}" for f in arm["gold"].values()),
+        )
+        for name, arm in arms.items()
+    ]
+    return text_table(
+        title, ("weighting", "front", "in seeds", *metrics), rows, right=tuple(range(2, 3 + len(metrics)))
+    )
+
+
 def text_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]], right: tuple[int, ...] = ()) -> Table:
     """Return a table of texts; columns whose place is in ``right`` are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -1,12 +1,15 @@
 """``hawker bench constraints``: are limits on ads and exposure held by what is trained under them, and at what price?
 
-A strategy is trained against learned shoppers without limits, then another with an ad load and a provider's share that
-the first one misses by far. Both are judged in the world that they were trained in, since that is where the limits are
+A strategy is trained against learned shoppers without limits ("free"), then another with an ad load and a provider's
+share that the first one misses by far ("trained"); then it is settled on them ("bound"). What training under prices is
+good for is seen against the free strategy when it alone is settled ("thinned"): it leaves out ads, but has not learned
+which. All are judged by new shoppers in the world that they were trained in, since that is where the limits are
 promised, and what becomes of them in the gold world stands beside it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +19,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from hawker.agents.config import Constraints, PageTrainConfig, ProviderShare
-from hawker.agents.constraints import PROVIDER, items_of
+from hawker.agents.constraints import PROVIDER, Prices
 from hawker.agents.page_ppo import page_ppo
+from hawker.agents.settling import measure, settle
 from hawker.benchmarks.fidelity import finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
-from hawker.benchmarks.rollout import rollout
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.envs.page import STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
@@ -47,7 +50,8 @@ class ConstraintsConfig:
         shoppers: Whose visits are logged.
         days: How long they are logged.
         horizon: Days from a shopper's first visit on that a strategy is followed.
-        followed: Shoppers of a strategy.
+        followed: Shoppers of a strategy when it is judged.
+        settled: Others, of each simulation when it is settled.
         fit: How shoppers are learned.
         train: How PPO learns from them.
         reward: What a page is worth; ads must pay, or nobody would show them.
@@ -59,7 +63,8 @@ class ConstraintsConfig:
     shoppers: int = 1_500
     days: int = 42
     horizon: int = 28
-    followed: int = 20_000
+    followed: int = 8_000
+    settled: int = 8_000
     fit: FitConfig = field(default_factory=lambda: FitConfig(members=2))
     train: PageTrainConfig = field(default_factory=lambda: PageTrainConfig(steps=1_000_000, final_rate=0.1))
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, ad_income=15.0))
@@ -71,6 +76,7 @@ QUICK = ConstraintsConfig(
     seeds=(61,),
     shoppers=300,
     followed=500,
+    settled=500,
     fit=FitConfig(members=2, epochs=2),
     train=PageTrainConfig(steps=32_768, shoppers=256, pages=8, batch=512, final_rate=0.1),
 )
@@ -81,8 +87,8 @@ def bench_constraints(config: ConstraintsConfig, told: Told) -> dict[str, Any]:
     """Run the benchmark.
 
     Returns:
-        The report: "figures", "seeds", and "details" by seed with what both strategies do in both worlds and, of every
-        rollout, what was measured and the multipliers.
+        The report: "figures", "seeds", and "details" by seed with what the strategies do in both worlds, how they were
+        settled and, of every rollout of the trainings, what was measured and the multipliers.
 
     Raises:
         InputError: No seeds, or a fit that failed.
@@ -105,26 +111,29 @@ def _one_seed(world: BazaarWorld, config: ConstraintsConfig, seed: int, told: To
         ReadWorld(inner, fitted.builder, fitted.ensembles["train"], config.reward, lines)
         for inner in (fitted.world("train"), world)
     )
-    free, free_curve = _train(learned, fitted, Constraints(), config, seed)
+    rules = Rules(horizon=config.horizon)
+    free, _, free_curve = _train(learned, fitted, Constraints(), config, seed)
     found = {"free": _judged(learned, free, config, seed)}
     # Who is never shown may have nothing in stock.
     share = {name: part for name, part in found["free"]["shares"].items() if part > 0}
     provider = min(share, key=lambda name: (share[name], name))
     promised = ProviderShare(provider, share[provider] + config.raised)
     told(f"without limits: ad load {found['free']['ad_load']:.3f}, {provider} has {share[provider]:.3f}")
-    bound, bound_curve = _train(learned, fitted, Constraints(config.ad_load, (promised,)), config, seed)
-    found |= {
-        "bound": _judged(learned, bound, config, seed),
-        "free_gold": _judged(gold, free, config, seed),
-        "bound_gold": _judged(gold, bound, config, seed),
+    trained, prices, bound_curve = _train(learned, fitted, Constraints(config.ad_load, (promised,)), config, seed)
+    strategies = {"free": free, "trained": trained, "bound": copy.deepcopy(trained), "thinned": copy.deepcopy(free)}
+    settled = {
+        name: settle(strategies[name], learned, prices, rules, config.settled, fresh(seed, 15))._asdict()
+        for name in ("bound", "thinned")
     }
-    held = found["bound"]
-    told(
-        f"limits {config.ad_load:.3f} and {promised.least:.3f}: ad load {held['ad_load']:.3f}, {provider} has "
-        f"{held['shares'][provider]:.3f}, reward {held['reward']:.2f} of {found['free']['reward']:.2f}"
-    )
+    for name, strategy in strategies.items():
+        if name not in found:
+            found[name] = _judged(learned, strategy, config, seed)
+        found[f"{name}_gold"] = _judged(gold, strategy, config, seed)
+        load, own, reward = found[name]["ad_load"], found[name]["shares"][provider], found[name]["reward"]
+        told(f"{name}: ad load {load:.3f}, {provider} has {own:.3f} of {promised.least:.3f}, reward {reward:.2f}")
     limits = {"ad_load": config.ad_load, "provider": provider, "share": promised.least}
-    return {"seed": seed, "limits": limits, **found, "curves": {"free": free_curve, "bound": bound_curve}}
+    curves = {"free": free_curve, "bound": bound_curve}
+    return {"seed": seed, "limits": limits, **found, "settled": settled, "curves": curves}
 
 
 class _Curve(BaseCallback):
@@ -146,8 +155,8 @@ class _Curve(BaseCallback):
 
 def _train(
     world: ReadWorld, fitted: FittedShoppers, constraints: Constraints, config: ConstraintsConfig, seed: int
-) -> tuple[PageStrategy, list[dict[str, float]]]:
-    """Return PPO's strategy under constraints, and its curve."""
+) -> tuple[PageStrategy, Prices, list[dict[str, float]]]:
+    """Return PPO's strategy under constraints, the prices at the end, and its curve."""
     train = replace(config.train, constraints=constraints, seed=seed)
     rules = Rules(horizon=config.horizon)
     env = StorefrontVecEnv(world, train.shoppers, config.reward, seed, parts=STOREFRONT, rules=rules)
@@ -155,64 +164,85 @@ def _train(
     model.set_logger(Logger(None, []))
     curve = _Curve()
     model.learn(train.steps, callback=curve)
-    return PageStrategy(model.policy.actor, world.builder, world.lines, {"seed": seed}), curve.points
+    return (
+        PageStrategy(model.policy.actor, world.builder, world.lines, {"seed": seed}),
+        model.policy.prices,
+        curve.points,
+    )
 
 
 def _judged(world: ReadWorld, strategy: PageStrategy, config: ConstraintsConfig, seed: int) -> dict[str, Any]:
     """Return what a strategy, drawing its pages as it would be served, does in a world.
 
-    ``reward`` is a mean over shoppers of the whole time, ``ad_load`` ads a page, both with their standard errors over
-    shoppers; ``shares`` are of all impressions, by provider.
+    ``reward`` is a mean over shoppers of the whole time, ``ad_load`` ads a page, ``shares`` are of all impressions, by
+    provider; each with its standard errors over shoppers.
     """
-    generator = torch.Generator().manual_seed(fresh(seed, 13))
-    totals, spec = rollout(world, strategy, config.followed, config.horizon, generator), config.reward
-    reward = totals.reward(spec.click, spec.conversion) + spec.ad_income * totals.ad_income
-    load = float(totals.ads.sum() / totals.pages.sum())
-    root = len(reward) ** 0.5
-    catalog, shown = world.builder.catalog, totals.exposure.double()
-    shares = {
-        provider: float(shown[torch.from_numpy(items_of(provider, catalog))].sum() / shown.sum())
-        for provider in catalog.features.categories[PROVIDER]
-    }
+    catalog = world.builder.catalog
+    providers = catalog.features.categories[PROVIDER]
+    nothing = tuple(ProviderShare(provider, 1e-6) for provider in providers)
+    prices, rules = Prices(Constraints(1.0, nothing), catalog), Rules(horizon=config.horizon)
+    measured = measure(strategy, world, prices, config.reward, rules, config.followed, fresh(seed, 13))
+    (load, *shares), (load_error, *share_errors), found = measured[0].tolist(), measured[1].tolist(), measured[2]
     return {
-        "reward": float(reward.mean()),
-        "reward_error": float(reward.std()) / root,
+        "reward": float(found.reward.mean()),
+        "reward_error": float(found.reward.std()) / config.followed**0.5,
         "ad_load": load,
-        "ad_load_error": float((totals.ads - load * totals.pages).std() / totals.pages.mean()) / root,
-        "pages": float(totals.pages.mean()),
-        "shares": shares,
+        "ad_load_error": load_error,
+        "pages": float(found.pages.mean()),
+        "shares": dict(zip(providers, shares, strict=True)),
+        "share_errors": dict(zip(providers, share_errors, strict=True)),
     }
 
 
 def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Return the figures; what is promised is that of the worst seed."""
+    """Return the figures; by how much limits are broken is the worst seed's, with the interval of its shoppers."""
 
     def each(arm: str, metric: str) -> list[float]:
-        if metric == "share":
-            return [row[arm]["shares"][row["limits"]["provider"]] for row in details]
+        if metric.startswith("share"):
+            return [row[arm][f"{metric}s"][row["limits"]["provider"]] for row in details]
         return [row[arm][metric] for row in details]
 
-    def price(free: str, bound: str) -> list[float]:
-        return [1 - b / f for b, f in zip(each(bound, "reward"), each(free, "reward"), strict=True)]
+    def lost(before: str, after: str) -> Figure:
+        values = [1 - b / f for b, f in zip(each(after, "reward"), each(before, "reward"), strict=True)]
+        return over_seeds(values, "share of the reward")
 
-    def worst(values: list[float], unit: str) -> Figure:
-        return figure(max(values), None, None, len(values), unit)
+    def worst(values: list[float], errors: list[float], of: str) -> Figure:
+        value, error = max(zip(values, errors, strict=True))
+        half = 1.96 * error
+        return figure(value, value - half, value + half, len(values), f"share of {of}, worst seed")
 
-    limits = [row["limits"] for row in details]
-    excess = [got - limit["ad_load"] for got, limit in zip(each("bound", "ad_load"), limits, strict=True)]
-    deficit = [limit["share"] - got for got, limit in zip(each("bound", "share"), limits, strict=True)]
-    missed = [limit["share"] - got for got, limit in zip(each("free", "share"), limits, strict=True)]
-    pages, shown, lost = "share of pages", "share of impressions", "share of the reward"
+    def excess(arm: str) -> Figure:
+        values = [got - row["limits"]["ad_load"] for got, row in zip(each(arm, "ad_load"), details, strict=True)]
+        return worst(values, each(arm, "ad_load_error"), "pages")
+
+    def deficits(arm: str) -> list[float]:
+        return [row["limits"]["share"] - got for got, row in zip(each(arm, "share"), details, strict=True)]
+
+    def deficit(arm: str) -> Figure:
+        return worst(deficits(arm), each(arm, "share_error"), "impressions")
+
+    pages, shown = "share of pages", "share of impressions"
     return {
-        "constraint.ad_load_excess": worst(excess, f"{pages}, worst seed"),
-        "constraint.share_deficit": worst(deficit, f"{shown}, worst seed"),
-        "constraint.price": over_seeds(price("free", "bound"), lost),
+        "constraint.ad_load_excess": excess("bound"),
+        "constraint.share_deficit": deficit("bound"),
+        "constraint.price": lost("free", "bound"),
         "constraint.ad_load": over_seeds(each("bound", "ad_load"), pages),
         "constraint.share": over_seeds(each("bound", "share"), shown),
         "unconstrained.ad_load": over_seeds(each("free", "ad_load"), pages),
         "unconstrained.share": over_seeds(each("free", "share"), shown),
-        "unconstrained.share_deficit": over_seeds(missed, shown),
+        "unconstrained.share_deficit": over_seeds(deficits("free"), shown),
+        "unsettled.ad_load_excess": excess("trained"),
+        "unsettled.share_deficit": deficit("trained"),
+        "settling.price": lost("trained", "bound"),
+        "thinned.ad_load_excess": excess("thinned"),
+        "thinned.share_deficit": deficit("thinned"),
+        "thinned.price": lost("free", "thinned"),
+        "gold.ad_load_excess": excess("bound_gold"),
+        "gold.share_deficit": deficit("bound_gold"),
         "gold.ad_load": over_seeds(each("bound_gold", "ad_load"), pages),
         "gold.share": over_seeds(each("bound_gold", "share"), shown),
-        "gold.price": over_seeds(price("free_gold", "bound_gold"), lost),
+        "gold.unsettled_ad_load": over_seeds(each("trained_gold", "ad_load"), pages),
+        "gold.price": lost("free_gold", "bound_gold"),
+        "gold.settling_price": lost("trained_gold", "bound_gold"),
+        "gold.thinned_price": lost("free_gold", "thinned_gold"),
     }

@@ -135,7 +135,8 @@ class RewardSpec:
         ``components``, which refuses weights for what there is not.
         """
         observed = self._observed(outcome, decision, bids, None)
-        earned: Any = 0.0
+        clicked: Any = outcome.clicked
+        earned = clicked * 0.0
         for name in BY_SLOT:
             if (weight := getattr(self, name)) and (values := observed[name]()) is not None:
                 earned = earned + weight * values

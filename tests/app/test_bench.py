@@ -12,12 +12,13 @@ from hawker.app.bench import (
     run_constraints,
     run_exploits,
     run_leaderboard,
+    run_pareto,
     run_signal,
     run_speed,
     run_writer,
 )
 from hawker.app.cli import _parse
-from hawker.benchmarks import constraints, exploits, leaderboard, speed, writer
+from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, writer
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -127,6 +128,32 @@ def test_constraints_are_run_as_they_were_asked_for(quick: bool, monkeypatch: py
     assert ran == [dataclasses.replace(constraints.QUICK, seeds=(4,)) if quick else whole]
     asked = _parse("bench constraints", shlex.split(report["command"])[3:])
     assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
+
+
+def test_a_sweep_is_run_as_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[pareto.ParetoConfig] = []
+
+    def bench_pareto(config: pareto.ParetoConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "arms": {}, "notes": [], "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.pareto.bench_pareto", bench_pareto)
+    monkeypatch.setattr("hawker.app.pareto_page.write_page", lambda report, path: path.write_text("drawn"))
+    report = run_pareto((4, 5), None, False, tmp_path / "new" / "front.html", print)
+    assert ran == [pareto.ParetoConfig(seeds=(4, 5))]
+    assert (tmp_path / "new" / "front.html").read_text() == "drawn"
+    asked = _parse("bench pareto", shlex.split(report["command"])[3:])
+    assert (asked.seeds, asked.steps, asked.quick) == ((4, 5), ran[0].train.steps, False)
+    quick = run_pareto((4, 5), 2048, True, None, print)
+    assert ran[1] == dataclasses.replace(
+        pareto.QUICK, seeds=(4,), train=dataclasses.replace(pareto.QUICK.train, steps=2048)
+    )
+    assert shlex.split(quick["command"])[3:] == ["--quick", "--steps", "2048", "--seeds", "4"]
+    with pytest.raises(InputError, match="too few pages to learn from; got 300000, expected more than 300000"):
+        run_pareto((4,), 300_000, False, None, print)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="charts need plotly"):
+        run_pareto((4,), None, True, tmp_path / "front.html", print)
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hawker.app.bench_commands import BENCHES, BenchSpeed
+from hawker.app.bench_commands import BENCHES, BenchPareto, BenchSpeed
 from hawker.app.commands import COMMANDS
 from hawker.shop.figures import figure
 
@@ -28,3 +28,22 @@ def test_speed_prints_its_figures_and_how_loaded_the_machine_was(
     assert "env.user_steps_per_s" in printed
     assert "load average 0.25 before, 1.50 after" in printed
     assert json.loads((tmp_path / "speed.json").read_text())["load"]["after"][0] == 1.5
+
+
+def test_a_sweep_prints_its_front_and_what_it_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    rate = figure(0.2, 0.19, 0.21, 2, "probability")
+    arm = {"front": True, "front_seeds": 2, "gold": {"ctr": rate, "cvr": rate, "d7": rate}}
+    report = {
+        "arms": {"clicks + returns": arm},
+        "figures": {"pareto.hypervolume": rate},
+        "notes": ["one point costs 3%"],
+    }
+    monkeypatch.setattr("hawker.app.bench.run_pareto", lambda *asked: report)
+    BenchPareto().run()
+    printed = capsys.readouterr().out
+    assert "clicks + returns" in printed
+    assert "yes" in printed
+    assert "20.000% [19.000%, 21.000%]" in printed
+    assert "- one point costs 3%" in printed

@@ -213,6 +213,7 @@ def test_a_weight_on_what_the_shoppers_do_not_have(name: str):
         (RewardSpec(response="sampled"), [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]),
         (RewardSpec(click=2.0, conversion=4.0), [[1.5, 1.0, 0.0], [0.5, 0.0, 0.0]]),
         (RewardSpec(click=0.0, ad_income=3.0, revenue=0.1), [[8.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        (RewardSpec(click=0.0, return_visit=1.0), [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
     ],
 )
 def test_what_slots_earn_by_hand(spec, slots):
