@@ -157,7 +157,7 @@ class BenchPareto:
 
 @dataclass(frozen=True)
 class BenchConstraints:
-    """Train and settle under a limit on ads and a promised share of exposure, and see whether both are held.
+    """Train and settle under a limit on ads and a promised share of exposure, and see if both hold.
 
     Args:
         seeds: One log, fit and pair of trainings each. Logs and fits are kept under $HAWKER_HOME/bench.

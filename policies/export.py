@@ -163,7 +163,9 @@ def golden_examples(strategy: TrainedStrategy, generator: np.random.Generator) -
 
 def _double(actor: SlateActor) -> SlateActor:
     """Return a copy of the actor on the CPU in double precision."""
-    return copy.deepcopy(actor).cpu().double()
+    exact = copy.deepcopy(actor).cpu().double()
+    exact.scale_items()  # in double precision, too
+    return exact
 
 
 def _logits(actor: SlateActor, context: Context[Array]) -> Tensor:

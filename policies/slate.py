@@ -247,6 +247,10 @@ class SlateActor(nn.Module):
         scores = (query @ self.keys().T) * self.hidden**-0.5 + self.biases()
         return self._bound(scores.gather(1, context.candidates.long()), query, context.affinity)
 
+    def scale_items(self) -> None:
+        """Scale the items' vectors anew, after these, or their precision, have changed."""
+        self._scaled_items = self._scaled(self.item_vectors)
+
     def keys(self) -> Tensor:
         """Return every item's key, shape (n_items, h)."""
         keys: Tensor = self.item_key(self._scaled_items) + self.own_key
@@ -299,7 +303,7 @@ class SlateActor(nn.Module):
 
 def _scale_items(actor: nn.Module, _: object) -> None:
     assert isinstance(actor, SlateActor)
-    actor._scaled_items = actor._scaled(actor.item_vectors)
+    actor.scale_items()
 
 
 class Linear(nn.Linear):

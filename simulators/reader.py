@@ -89,7 +89,7 @@ class ReadWorld:
         self._likes_affinity = any(bool(head.affinity_effect != 0) for head in model.heads)
         self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + model.memory.wishes
-        self.tastes = ensemble.tastes
+        self.tastes = None if ensemble.tastes is None else ensemble.tastes.requires_grad_(False).eval()
         self._tables = None if self.tastes is None else self.tastes.utilities()
         effects, tastes = _effect_names(model), 0 if self.tastes is None else self.tastes.width
         self._believed = self._numbers + self._told + CLASSES + MOODS + COUNTS + CLOCK

@@ -45,5 +45,5 @@ def test_a_sweep_prints_its_front_and_what_it_costs(
     printed = capsys.readouterr().out
     assert "clicks + returns" in printed
     assert "yes" in printed
-    assert "20.000% [19.000%, 21.000%]" in printed
+    assert "20.000%  [19.000%, 21.000%]" in printed
     assert "- one point costs 3%" in printed

@@ -206,6 +206,8 @@ def test_a_bundle_draws_as_the_policy_that_it_was_exported_from(served_pages):
     torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
 
 
-def test_a_bundle_of_other_shoppers_is_refused(served_pages, home, shoppers):
+def test_a_bundle_of_other_shoppers_is_refused(served_pages):
+    run = Run(served_pages / "run")
+    others = dataclasses.replace(load_shoppers(run.shoppers, CPU), digest="another")
     with pytest.raises(InputError, match=r"the bundle was trained against other shoppers; compare it on the run that"):
-        load_page_arm(str(served_pages / "bundle"), shoppers, Run(home / "run"), CONFIG.reward)
+        load_page_arm(str(served_pages / "bundle"), others, run, CONFIG.reward)

@@ -17,6 +17,7 @@ from hawker.simulators.memory import CLASSES, MOOD_SCALE, MOODS, clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import ReadWorld, _columns, _with_history
 from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.store import load_shoppers
 
 REWARD = RewardSpec(conversion=5.0)
 
@@ -128,6 +129,17 @@ def test_affinity_and_worth_are_mixtures_over_the_classes(lasting, read):
                 torch.testing.assert_close(worth[:, :, place], expected, atol=1e-5, rtol=1e-4)
         here, _ = read.respond(here, decided(context, page), seeded(page))
     assert here.context.affinity.std() > 0
+
+
+def test_contexts_remember_no_gradients(regulars, lasting):
+    """Of shoppers as they come from disk, in a world of another ensemble."""
+    shoppers = load_shoppers(regulars[0] / "shoppers", torch.device("cpu"))
+    read = ReadWorld(lasting, shoppers.builder, shoppers.ensembles["train"], REWARD)
+    here = read.arrive(8, seeded(1))
+    for page in range(2):
+        assert not here.context.shopper.requires_grad
+        assert not here.context.affinity.requires_grad
+        here, _ = read.respond(here, decided(here.context, page), seeded(page))
 
 
 def test_effects_by_the_classes(read):
