@@ -213,11 +213,12 @@ class ReadGraph(nn.Module):
         of_click, of_purchase = tables
         belief = classes.beliefs(tastes)
         seen = classes.seen(tastes, candidates)
-        click = of_click.item[candidates] + (classes.click.shopper(scaled) + seen)[:, :, None]
+        alike = classes.click.shopper(scaled) + seen
+        click = of_click.item[candidates] + alike[:, :, None]
         purchase = None
         if of_purchase is not None and classes.purchase is not None:
-            own = of_purchase.item[candidates] + classes.purchase.shopper(scaled)[:, :, None]
-            purchase = own + classes.match * (click - classes.click.base)
+            alike = classes.purchase.shopper(scaled) + classes.match * alike
+            purchase = of_purchase.item[candidates] + alike[:, :, None]
 
         def worth(click: Tensor, purchase: Tensor | None) -> Tensor:
             assert classes is not None
@@ -231,7 +232,7 @@ class ReadGraph(nn.Module):
         sold = (None, None) if of_purchase is None else (of_purchase.offer, of_purchase.line[:-1])
         for added, own, least in ((offers, sold[0], 1), (lines, sold[1], 0)):
             if added.shape[0] > least:
-                both = None if purchase is None or own is None else purchase + own + classes.match * added
+                both = None if purchase is None or own is None else purchase + own
                 found.append(worth(click + added, both).clamp(min=LEAST).log() - plain)
         return value.clamp(min=LEAST).log(), found, [belief, tastes[:, belief.shape[1] :]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,28 @@ def _bound(scores: Tensor) -> Tensor:
     return LOGIT_BOUND * torch.tanh(scores / LOGIT_BOUND)
 
 
-class PageStrategy(Strategy):
+class DrawnPages(Strategy):
+    """A strategy that draws whole pages from a distribution over them, with exact log-probabilities of every part."""
+
+    @abstractmethod
+    def pages(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> PageDistribution:
+        """Return the distribution over whole pages; ``ad_mask`` (B, C) further narrows which items may be ads."""
+
+    def propose(
+        self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
+    ) -> Decision[Tensor]:
+        """Draw one page per context; ``log_prob`` is of the whole page, ``log_probs`` of its parts."""
+        pages = self.pages(context, ad_mask)
+        page = pages.sample(generator)
+        log_probs = pages.log_probs(page)
+        return page.decision(context, sum_of(log_probs), log_probs)
+
+    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor], ad_mask: Tensor | None = None) -> Tensor:
+        """Return the log-probability of whole pages under this strategy, shape (B,)."""
+        return self.pages(context, ad_mask).log_prob(PageChoice.of(context, decision))
+
+
+class PageStrategy(DrawnPages):
     """Whole pages from a page actor, with exact log-probabilities of every part.
 
     Attributes:
@@ -255,19 +277,6 @@ class PageStrategy(Strategy):
     def pages(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> PageDistribution:
         """Return the distribution over whole pages; ``ad_mask`` (B, C) further narrows which items may be ads."""
         return self.actor.distribution(context, ad_mask)
-
-    def propose(
-        self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
-    ) -> Decision[Tensor]:
-        """Draw one page per context; ``log_prob`` is of the whole page, ``log_probs`` of its parts."""
-        pages = self.pages(context, ad_mask)
-        page = pages.sample(generator)
-        log_probs = pages.log_probs(page)
-        return page.decision(context, sum_of(log_probs), log_probs)
-
-    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor], ad_mask: Tensor | None = None) -> Tensor:
-        """Return the log-probability of whole pages under this strategy, shape (B,)."""
-        return self.pages(context, ad_mask).log_prob(PageChoice.of(context, decision))
 
     def save(self, directory: Path) -> None:
         """Write weights and schemas into a directory that is being written."""

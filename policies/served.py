@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from hawker.policies.bundle import Bundle
-from hawker.policies.page import LineLogits, OrganicSlate, PageChoice, PageDistribution, PageLayout, PageLogits, sum_of
+from hawker.policies.page import LineLogits, OrganicSlate, PageDistribution, PageLayout, PageLogits
+from hawker.policies.page_actor import DrawnPages
 from hawker.policies.page_bundle import PageBundle
 from hawker.policies.page_draw import PageScores
 from hawker.policies.protocol import Strategy
 from hawker.policies.slate import PlackettLuce
 from hawker.shop.context import Context
-from hawker.shop.decision import Decision
 
 
 class ServedStrategy(Strategy):
@@ -35,7 +35,7 @@ class ServedStrategy(Strategy):
         return PlackettLuce(torch.from_numpy(logits).to(context.mask.device), context.mask, self.size)
 
 
-class ServedPages(Strategy):
+class ServedPages(DrawnPages):
     """The decisions of a bundle for whole pages, as ``PageStrategy`` makes them: on contexts that tell what was read.
 
     Attributes:
@@ -58,19 +58,6 @@ class ServedPages(Strategy):
     def pages(self, context: Context[Tensor], ad_mask: Tensor | None = None) -> PageDistribution:
         """Return the distribution over whole pages; ``ad_mask`` (B, C) further narrows which items may be ads."""
         return PageDistribution(self.layout, *self._logits(context, ad_mask))
-
-    def propose(
-        self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
-    ) -> Decision[Tensor]:
-        """Draw one page per context; ``log_prob`` is of the whole page, ``log_probs`` of its parts."""
-        pages = self.pages(context, ad_mask)
-        page = pages.sample(generator)
-        log_probs = pages.log_probs(page)
-        return page.decision(context, sum_of(log_probs), log_probs)
-
-    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor], ad_mask: Tensor | None = None) -> Tensor:
-        """Return the log-probability of whole pages under this strategy, shape (B,)."""
-        return self.pages(context, ad_mask).log_prob(PageChoice.of(context, decision))
 
     def _logits(self, context: Context[Tensor], ad_mask: Tensor | None) -> tuple[PageLogits, Tensor, Tensor | None]:
         """Return the logits, the candidates that may be shown, and those that may be the ad (B, C)."""

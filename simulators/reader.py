@@ -218,7 +218,6 @@ class ReadWorld:
     ) -> tuple[Tensor, Tensor | None]:
         """Add an offer and lines, and none as the last, to log-odds of each class, (..., 1, K) to (..., L + 1, K)."""
         assert self._tables is not None
-        assert self.tastes is not None
 
         def added(table: Utilities) -> Tensor:
             said = (
@@ -229,7 +228,7 @@ class ReadWorld:
         more = added(self._tables[0])
         if purchase is None or self._tables[1] is None:
             return click + more, None
-        return click + more, purchase + added(self._tables[1]) + self.tastes.match * more
+        return click + more, purchase + added(self._tables[1])
 
     def _believes(self, shopper: Tensor) -> tuple[Tensor, Tensor]:
         """Return scaled features (B, D) and what is believed (B, width) from contexts' ``shopper``."""
@@ -246,14 +245,12 @@ class ReadWorld:
         odds = rows_of(click.item, items) + alike[:, :, None]
         if purchase is None or self.tastes.purchase is None:
             return odds, None
-        match, base = self.tastes.match, self.tastes.click.base
-        alike = self.tastes.purchase.shopper(scaled) + match * (alike - base)
-        return odds, rows_of(purchase.item + match * click.item, items) + alike[:, :, None]
+        alike = self.tastes.purchase.shopper(scaled) + self.tastes.match * alike
+        return odds, rows_of(purchase.item, items) + alike[:, :, None]
 
     def _class_effects(self, belief: Tensor, worth: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
         """As ``_effects``, by classes: ``belief`` (N, 1, K), what candidates are ``worth`` (N, C), their log-odds."""
         assert self._tables is not None
-        assert self.tastes is not None
         best = worth.topk(min(TOP, worth.shape[1]), 1).indices[:, :, None].expand(-1, -1, TASTES)
         click = click.gather(1, best).mean(1, keepdim=True)
         purchase = None if purchase is None else purchase.gather(1, best).mean(1, keepdim=True)
@@ -272,7 +269,7 @@ class ReadWorld:
                 both = None
                 if purchase is not None and bought is not None:
                     own = getattr(bought, name)
-                    both = purchase + (own[: len(more)] + self.tastes.match * more)
+                    both = purchase + own[: len(more)]
                 found.append(by(click + more, both) - plain)
         return found
 

@@ -132,9 +132,16 @@ class TasteClasses(nn.Module):
         return (shopper - self.shopper_centre) / self.shopper_spread
 
     def utilities(self) -> tuple[Utilities, Utilities | None]:
-        """Return what parts of a page do to clicks and, where there are any, to purchases."""
-        purchase = None if self.purchase is None else self.purchase.utilities(self.item_vectors, self.line_vectors)
-        return self.click.utilities(self.item_vectors, self.line_vectors), purchase
+        """Return what parts of a page do to clicks and, where there are any, to purchases after them.
+
+        What is clicked is bought: ``match`` times what a part does to clicks is in what it does to purchases.
+        """
+        click = self.click.utilities(self.item_vectors, self.line_vectors)
+        if self.purchase is None:
+            return click, None
+        own = self.purchase.utilities(self.item_vectors, self.line_vectors)
+        liked = click._replace(item=click.item - self.click.base)
+        return click, Utilities(*(part + self.match * more for part, more in zip(own, liked, strict=True)))
 
     def begin(self, scaled: Tensor) -> Tensor:
         """Return the state of new shoppers with scaled features (n, D), shape (n, width)."""
@@ -232,11 +239,11 @@ class TasteClasses(nn.Module):
             parts: Item, line (-1 for none), offer and whether it is an ad, shape (n,) each; None where there is none.
             around: What the page and earlier ones add, shape (n,).
         """
-        click = part_sum(tables[0], parts) + (self.click.shopper(scaled) + around[:, None])
+        alike = self.click.shopper(scaled) + around[:, None]  # for all classes
+        click = part_sum(tables[0], parts) + alike
         if self.purchase is None or tables[1] is None:
             return click, None
-        own = part_sum(tables[1], parts) + self.purchase.shopper(scaled)
-        return click, own + self.match * (click - self.click.base)
+        return click, part_sum(tables[1], parts) + (self.purchase.shopper(scaled) + self.match * alike)
 
     def worth(self, click: Tensor, purchase: Tensor | None, reward: RewardSpec) -> Tensor:
         """Return what answers with these log-odds (..., CLASSES) are worth at once in each class, in their shape."""

@@ -186,17 +186,17 @@ def _log_marginal(model: TasteClasses, block: _Block) -> Tensor:
     around = torch.einsum("nsb,sb->n", block.alike, model.kinds_around)
     around = around + torch.einsum("nsb,sb->n", block.seen, model.kinds_seen)
     # What a row's shopper adds is the same for a whole page.
+    alike = model.click.shopper(block.scaled).squeeze(1)[rows.page] + around
     tables = model.utilities()
     parts = (rows.item.clamp(min=0), rows.line, rows.offer, rows.ad)
-    click = part_sum(tables[0], parts) + (model.click.shopper(block.scaled).squeeze(1)[rows.page] + around)[:, None]
+    click = part_sum(tables[0], parts) + alike[:, None]
     log_examined = (model.position - model.position.max())[rows.position]
     likely = log_likelihood(click, None, log_examined, rows.clicked, None)
     visits = likely.new_zeros(int(block.visit[-1]) + 1, CLASSES).index_add(0, block.visit[rows.page], likely)
     if model.purchase is not None and tables[1] is not None and rows.converted is not None:
         which = (rows.clicked > 0).nonzero().squeeze(1)
         own = part_sum(tables[1], tuple(None if part is None else part[which] for part in parts))
-        own = own + model.purchase.shopper(block.scaled)[rows.page[which]]
-        odds = own + model.match * (click[which] - model.click.base)
+        odds = own + model.purchase.shopper(block.scaled)[rows.page[which]] + model.match * alike[which, None]
         bought = rows.converted[which, None]
         known = nn.functional.logsigmoid(torch.where(bought > 0, odds, -odds)).masked_fill(bought.isnan(), 0.0)
         visits = visits.index_add(0, block.visit[rows.page[which]], known)

@@ -14,7 +14,7 @@ from hawker.shop.decision import Decision
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.reader import OWN, TOP
 from hawker.simulators.small import small_tables
-from hawker.simulators.store import load_shoppers
+from hawker.simulators.store import FittedShoppers, load_shoppers
 
 REWARD = RewardSpec(conversion=5.0)
 LAYOUTS = [PageLayout(3, ad=True, offers=2, lines=4), PageLayout(3, ad=True), PageLayout(3, offers=3), PageLayout(3)]
@@ -36,11 +36,15 @@ def test_pages_are_the_actors(layout, bidding):
         torch.testing.assert_close(found.log_probs(page)[part], value.double(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("home", ["remembering", "remembering_items"])
+@pytest.fixture(params=["remembering", "remembering_items"])
+def shoppers(request) -> FittedShoppers:
+    """Shoppers of a log that shows everything, and of one that shows items alone."""
+    return load_shoppers(request.getfixturevalue(request.param) / "run" / "shoppers", torch.device("cpu"))
+
+
 @torch.no_grad()
-def test_contexts_are_those_of_the_world_that_is_read(home, request):
+def test_contexts_are_those_of_the_world_that_is_read(shoppers):
     """Of new shoppers and after two pages that were answered, also where there are hardly any candidates."""
-    shoppers = load_shoppers(request.getfixturevalue(home) / "run" / "shoppers", torch.device("cpu"))
     ensemble, generator = shoppers.ensembles["train"], torch.Generator().manual_seed(2)
     world = read(shoppers, shoppers.world("train"), REWARD)
     reading, observing = ReadGraph(ensemble, shoppers.builder, REWARD), ObserveGraph(ensemble)

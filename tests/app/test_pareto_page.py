@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("plotly")
-
 from hawker.app.pareto_page import front_chart, write_page
 from hawker.benchmarks.signal import over_seeds
 
