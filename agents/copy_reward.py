@@ -31,6 +31,8 @@ from hawker.simulators.rows import Rows, Timeline, encode_log
 from hawker.simulators.shopper import ShopperModel, calibrated
 from hawker.simulators.split import shopper_codes
 from hawker.simulators.store import FittedShoppers, Role
+from hawker.simulators.taste_classes import TasteClasses
+from hawker.simulators.taste_rows import beliefs_before, believed, believing
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -123,7 +125,9 @@ class CopyReward:
         self._salt = int(generator.integers(2**31))
         with torch.inference_mode():
             kept = self._tensor(pages)
-            self._members = [_Member.read(model, log.rows, kept) for model in ensemble.models]
+            self._believes = _Believes.read(ensemble.tastes, log.rows, kept)
+            rows = believing(ensemble.tastes, log.rows)
+            self._members = [_Member.read(model, rows, kept, self._believes) for model in ensemble.models]
             self._calibration = ensemble.calibration
 
     def __call__(
@@ -174,7 +178,8 @@ class CopyReward:
         tier = np.abs(np.asarray(discounts, np.float64)[:, None] - self._discounts).argmin(1)
         said, vectors, counted = self._encoded(lines)
         asked = _Asked(self._tensor(item), self._tensor(tier), self._tensor(said), self._tensor(vectors), places)
-        answers = [member.answer(asked, self._calibration) for member in self._members]
+        self._believes.hear(asked.vectors)
+        answers = [member.answer(asked, self._calibration, self._believes) for member in self._members]
         click, conversion, worth, back = (torch.stack([answer[i] for answer in answers]) for i in range(4))  # (M, n, C)
         found = self._paid(asked, self._tensor(counted), click, conversion, worth, back)
         found |= {"click": click, "conversion": click * conversion, "return_visit": back}
@@ -259,6 +264,32 @@ class _Asked:
 
 
 @dataclass(frozen=True)
+class _Believes:
+    """What is believed of the shoppers of the Q contexts: classes of one's own, or None, and beliefs (Q, CLASSES)."""
+
+    tastes: TasteClasses | None
+    beliefs: Tensor
+
+    @classmethod
+    def read(cls, tastes: TasteClasses | None, rows: Rows, pages: Tensor) -> _Believes:
+        """Read a log up to some of its ``pages`` (Q,)."""
+        if tastes is None:
+            return cls(None, rows.shopper.new_zeros(len(pages), 0))
+        return cls(copy.deepcopy(tastes), beliefs_before(tastes, rows)[pages])
+
+    def hear(self, vectors: Tensor) -> None:
+        """Take the lines of a call, shape (L, v), in place of those of the log."""
+        if self.tastes is not None:
+            self.tastes.line_vectors = vectors
+
+    def of(self, rows: Rows, place: Tensor) -> Rows:
+        """Return rows with what is expected of them in contexts ``place`` (P,), one for each of their pages."""
+        if self.tastes is None:
+            return rows
+        return replace(rows, believed=believed(self.tastes, self.beliefs[place], rows))
+
+
+@dataclass(frozen=True)
 class _Member:
     """One member's view of the Q contexts that are kept.
 
@@ -284,7 +315,7 @@ class _Member:
     number: Tensor
 
     @classmethod
-    def read(cls, model: ShopperModel, rows: Rows, pages: Tensor) -> _Member:
+    def read(cls, model: ShopperModel, rows: Rows, pages: Tensor, believes: _Believes) -> _Member:
         """Read a log, and keep what is known before some of its ``pages`` (Q,)."""
         model = copy.deepcopy(model)
         person, after = recall(model, rows)
@@ -305,11 +336,15 @@ class _Member:
                 gap, number = rows.time.gap[pages], rows.time.number[pages]
             carried = carried[pages]
             tiers = range(model.recorded.offers)
-            offered = [replace(others, offer=torch.full_like(others.item, tier)) for tier in tiers]
-            rest = torch.stack([model.summary(page if len(tiers) > 1 else others) for page in offered])
+            others_by_tier = [others]
+            if len(tiers) > 1:
+                every = torch.arange(len(gap), device=gap.device)
+                offered = [replace(others, offer=torch.full_like(others.item, tier)) for tier in tiers]
+                others_by_tier = [believes.of(page, every) for page in offered]
+            rest = torch.stack([model.summary(page) for page in others_by_tier])
         return cls(model, person[pages], rows.shopper[pages], view, below, carried, rest, gap, number)
 
-    def answer(self, asked: _Asked, calibration: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def answer(self, asked: _Asked, calibration: Tensor, believes: _Believes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return P(click), P(purchase | click), a purchase's worth and P(return within 7 days), each (n, C).
 
         What the log does not record is 0.
@@ -332,6 +367,7 @@ class _Member:
             offer=tier if model.recorded.offers > 1 else None,
             ad=none if model.recorded.ads else None,
         )
+        rows = believes.of(rows, place)
         person = self.person[place]
         odds = model.log_odds(person, rows)
         if self.view is not None and self.below is not None:

@@ -16,13 +16,15 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 
 from hawker.agents.page_graphs import ActorGraph, ObserveGraph, ReadGraph
+from hawker.agents.page_reasons import compare_reasons, reason_arrays, usual_pages
 from hawker.agents.page_world import read
 from hawker.policies.bundle import GOLDEN, GRAPH, ITEMS, MANIFEST
 from hawker.policies.export import MAX_DELTA, OPSET, Edges, export_bundle, random_pages, trace_graph
 from hawker.policies.page import PageChoice, sum_of
 from hawker.policies.page_actor import PageStrategy
-from hawker.policies.page_bundle import FORMAT, LINES, MEMORY, READER, AnsweredPages, PageBundle
+from hawker.policies.page_bundle import FORMAT, LINES, MEMORY, READER, REASONS, AnsweredPages, PageBundle
 from hawker.policies.page_draw import Picks, log_probs, log_softmax
+from hawker.policies.page_reasons import Pages
 from hawker.policies.trained import POLICY, TrainedStrategy
 from hawker.shop.artefacts import CHECKSUMS, read_json, sha256, verify_directory, write_directory, write_json
 from hawker.shop.config import from_dict
@@ -36,8 +38,14 @@ from hawker.simulators.learned import NEVER
 from hawker.simulators.reader import OWN, ReadWorld
 from hawker.simulators.store import FittedShoppers, load_shoppers
 
-LARGEST = {"max_delta_log_prob": MAX_DELTA, "max_delta_log_prob_float32": 1e-3, "max_delta_log_prob_read": 1e-3}
-"""What figures may be, in nats; else nothing is exported. Float32 in torch rounds in the last two."""
+LARGEST = {
+    "max_delta_log_prob": MAX_DELTA,
+    "max_delta_log_prob_float32": 1e-3,
+    "max_delta_log_prob_read": 1e-3,
+    "max_delta_reasons": 1e-3,
+}
+"""What figures may be, in nats; else nothing is exported. Float32 rounds in all but the first: in torch, and in what is
+told of shoppers."""
 
 CHECKED_PAGES = 10_000
 LIVES, LIVED_PAGES = 256, 8
@@ -89,7 +97,7 @@ def export_pages(strategy: PageStrategy, shoppers: FittedShoppers, out: Path) ->
     if world.builder.shopper.columns != strategy.builder.shopper.columns:
         raise InputError("the policy decides on other contexts", where="policy", remedy="train it anew")
     with write_directory(out, "bundle") as scratch:
-        _write(strategy, shoppers, reward, scratch, seed)
+        _write(strategy, shoppers, reward, scratch, world, seed)
         bundle = PageBundle.open(scratch)
         figures = compare(bundle, strategy, CHECKED_PAGES, seed + 1)
         figures |= compare_lives(bundle, strategy, world, LIVES, LIVED_PAGES, seed + 2)
@@ -143,12 +151,14 @@ def compare_lives(
 
     Returns:
         ``max_delta_context``: largest difference of a number of a context, of one above 1 as a share of it;
-        ``max_delta_log_prob_read``: of the log-probability of a page that the strategy draws, each by its own reading.
+        ``max_delta_log_prob_read``: of the log-probability of a page that the strategy draws, each by its own reading;
+        ``max_delta_reasons``: of a score that is explained from that of the bundle's logits.
     """
+    assert bundle.reasons is not None
     generator, exact = torch.Generator().manual_seed(seed), ActorGraph(strategy.actor)
     here, memory = world.arrive(n, generator), bundle.start(n)
     gap, number = np.zeros(n), np.zeros(n)
-    contexts, chances = 0.0, 0.0
+    contexts, chances, explained = 0.0, 0.0, 0.0
     for _ in range(pages):
         shopper, affinity = (here.state[OWN + name].numpy() for name in ("shopper", "affinity"))
         context, plain = here.context.map(lambda array: array.numpy()), here.context.map(lambda array: array.numpy())
@@ -158,8 +168,10 @@ def compare_lives(
         distribution = exact.pages(here.context)
         page = distribution.sample(generator)
         expected = distribution.log_prob(page)
-        found = np.sum(list(log_probs(bundle.scores(seen), _picks(page)).values()), 0)
+        scores, picks = bundle.scores(seen), _picks(page)
+        found = np.sum(list(log_probs(scores, picks).values()), 0)
         chances = max(chances, _largest(found - expected.numpy()))
+        explained = max(explained, compare_reasons(bundle.reasons, scores, Pages(seen, picks, seen.mask)))
         decision = page.decision(here.context, expected)
         here, outcome = world.respond(here, decision, generator)
         memory = bundle.observe(
@@ -171,6 +183,7 @@ def compare_lives(
     return {
         "max_delta_context": figure(contexts, None, None, n * pages, "1 + size"),
         "max_delta_log_prob_read": figure(chances, None, None, n * pages, "nats"),
+        "max_delta_reasons": figure(explained, None, None, n * pages, "log-odds"),
     }
 
 
@@ -316,7 +329,9 @@ def _edges(strategy: PageStrategy, shop: ContextBuilder, width: int) -> dict[str
     }
 
 
-def _write(strategy: PageStrategy, shoppers: FittedShoppers, reward: RewardSpec, directory: Path, seed: int) -> None:
+def _write(
+    strategy: PageStrategy, shoppers: FittedShoppers, reward: RewardSpec, directory: Path, world: ReadWorld, seed: int
+) -> None:
     """Write the files of a bundle, but for the checksums."""
     actor, shop, ensemble = strategy.actor, shoppers.builder, shoppers.ensembles["train"]
     scoring, reading, observing = ActorGraph(actor), ReadGraph(ensemble, shop, reward), ObserveGraph(ensemble)
@@ -327,6 +342,8 @@ def _write(strategy: PageStrategy, shoppers: FittedShoppers, reward: RewardSpec,
     (directory / ITEMS).write_bytes(save({"vectors": np.ascontiguousarray(shoppers.builder.catalog.vectors)}))
     if actor.layout.lines is not None:
         (directory / LINES).write_bytes(save(scoring.line_table()))
+    explained = reason_arrays(strategy, world, usual_pages(strategy, world, seed))
+    (directory / REASONS).write_bytes(save({name: np.ascontiguousarray(part) for name, part in explained.items()}))
     with torch.no_grad():
         golden = golden_examples(strategy, reading, observing, shop, np.random.default_rng(seed))
     (directory / GOLDEN).write_bytes(save(golden))

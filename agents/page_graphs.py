@@ -311,12 +311,15 @@ class ObserveGraph(nn.Module):
         rows = replace(
             rows, ad=ads, clicked=clicked.flatten(), converted=converted.flatten(), revenue=revenue.flatten()
         )
+        classes = self.reader.tastes
+        if tastes is None or classes is None:
+            return carrier.after(carried, gap, number, model.summary(rows)).float()
+        odds = classes.page_odds(self.reader.tables(), scaled, decision)
+        expected = classes.expected(classes.beliefs(tastes)[:, None], *odds)
+        rows = replace(rows, believed=expected.flatten(0, 1))
         after = carrier.after(carried, gap, number, model.summary(rows))
-        if tastes is None or self.reader.tastes is None:
-            return after.float()
         stays = torch.zeros_like(ad, dtype=torch.bool)  # whether the visit ends is known with the next page
-        happened = (clicked, converted, stays)
-        tastes = self.reader.tastes.after(tastes, scaled, decision, *happened, self.reader.tables())
+        tastes = classes.after(tastes, odds, slate, clicked, converted, stays)
         return torch.cat([tastes, after], 1).float()
 
 

@@ -83,7 +83,9 @@ class GrpoConfig(TuneConfig):
         group: Lines for each brief.
         tokens: Longest line, in tokens.
         temperature: Of drawing lines.
-        beta: Weight of the KL divergence from the writer it begins as.
+        learning_rate: AdamW's step size.
+        beta: Weight of a line's KL divergence from the writer it begins as: what training tends to is that writer's
+            probability of a line times exp(reward / beta).
         preference: Weight of the model of preferences beside the shoppers, where there is one.
         fluency: Penalty for each nat a token by which the untouched model finds a line less likely than it found the
             first writer's lines, less ``slack``.
@@ -100,7 +102,8 @@ class GrpoConfig(TuneConfig):
     group: int = 8
     tokens: int = 24
     temperature: float = 1.0
-    beta: float = 0.04
+    learning_rate: float = 3e-4
+    beta: float = 0.3
     preference: float = 1.0
     fluency: float = 1.0
     slack: float = 0.1

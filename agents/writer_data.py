@@ -14,11 +14,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from hawker.policies.briefs import Brief
+from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Prompt
 from hawker.shop.errors import InputError
 
 ROUNDS = 10
 """Times that the factors of expected clicks are fitted in turn; lines and places that go together move for longest."""
+
+TRIES = 20
+"""Times that lines are drawn, as many as are wanted, before the guardrails are found to refuse too many."""
 
 FACTORS = ("position", "placement", "item_id", "offer", "audience")
 """What may make an impression clicked whatever its line says."""
@@ -187,20 +191,29 @@ def logged_lines(
     return lines
 
 
-def draw_lines(lines: Sequence[LoggedLine], n: int, sharpness: float, seed: int) -> list[LoggedLine]:
-    """Draw n lines with replacement, in proportion to impressions times lift ** sharpness.
+def draw_lines(
+    lines: Sequence[LoggedLine], guardrails: Guardrails, n: int, sharpness: float, seed: int
+) -> list[LoggedLine]:
+    """Draw n lines that may be shown, with replacement, in proportion to impressions times lift ** sharpness.
 
     That is advantage-weighted regression by resampling (Peng et al. 2019, arXiv 1910.00177), the advantage being the
-    logarithm of the lift and the temperature 1 / sharpness.
+    logarithm of the lift and the temperature 1 / sharpness. Lines that a guardrail refuses are passed over: what was
+    shown once may not be what a shop wants to say, and clickbait does well in a log.
 
     Raises:
-        InputError: There are no lines.
+        InputError: There are no lines, or the guardrails refuse nearly all of them.
     """
     if not lines:
         raise InputError("no lines to learn from", where="writer sft")
     weights = np.array([line.shown for line in lines]) * np.array([line.lift for line in lines]) ** sharpness
-    picks = np.random.default_rng(seed).choice(len(lines), n, p=weights / weights.sum())
-    return [lines[i] for i in picks]
+    generator, kept = np.random.default_rng(seed), list[LoggedLine]()
+    for _ in range(TRIES):
+        picks = generator.choice(len(lines), n, p=weights / weights.sum())
+        kept += [lines[i] for i in picks if not guardrails.hits(lines[i].line, lines[i].brief)]
+        if len(kept) >= n:
+            return kept[:n]
+    what, got = "the guardrails refuse nearly every line of the log", f"{len(kept):,} of {TRIES * n:,} pass"
+    raise InputError(what, where="writer sft", got=got, remedy="see which rule with hawker copy score")
 
 
 def read_pairs(path: Path) -> list[Pair]:

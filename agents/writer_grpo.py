@@ -13,6 +13,7 @@ import torch
 
 from hawker.agents.writer_config import GrpoConfig, check
 from hawker.agents.writer_data import Assignment
+from hawker.agents.writer_forward import read_prompts_once
 from hawker.agents.writer_reward import Answers, Preferences, WriterReward
 from hawker.agents.writer_training import (
     Progress,
@@ -104,6 +105,7 @@ def grpo(
             max_completion_length=config.tokens,
             temperature=config.temperature,
             beta=config.beta,
+            scale_rewards="none",  # they are in units of spread already, and a group of like lines has little to teach
             shuffle_dataset=False,  # the rows are in order, and a resumed run is to go on in the same one
             mask_truncated_completions=False,  # with few tokens it would mask most lines: they are punished instead
             use_vllm=config.vllm,
@@ -116,6 +118,7 @@ def grpo(
             processing_class=tokenizer,
             peft_config=adapter(config.rank),
         )
+        read_prompts_once(trainer, config.temperature)
         report = fine_tune(trainer, stage, agree, resume, progress)
         history = report["history"]
         report |= {"stage": "grpo", "model": model, "seed": config.seed, "level": asdict(level)}

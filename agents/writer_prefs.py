@@ -13,6 +13,7 @@ import torch
 
 from hawker.agents.writer_config import DpoConfig, RewardModelConfig, TuneConfig, check
 from hawker.agents.writer_data import Pair
+from hawker.agents.writer_forward import read_prompts_once
 from hawker.agents.writer_training import (
     Progress,
     Stage,
@@ -170,6 +171,7 @@ def dpo(
             processing_class=tokenizer,
             peft_config=adapter(config.rank),
         )
+        read_prompts_once(trainer)
         report = fine_tune(trainer, stage, agree, resume, progress)
         report |= {"stage": "dpo", "model": model, "pairs": len(pairs), "seed": config.seed}
         write_stage(stage, trainer, model, config, report)

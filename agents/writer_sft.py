@@ -10,6 +10,7 @@ import torch
 
 from hawker.agents.writer_config import SftConfig, check
 from hawker.agents.writer_data import LoggedLine, draw_lines
+from hawker.agents.writer_forward import read_prompts_once
 from hawker.agents.writer_training import (
     Progress,
     Stage,
@@ -22,13 +23,20 @@ from hawker.agents.writer_training import (
     training,
     write_stage,
 )
+from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import answer_of, load_causal, load_tokenizer, prompt_of
 from hawker.shop.models import find_model
 from hawker.shop.run import Run
 
 
 def sft(
-    run: Run, model: str, lines: Sequence[LoggedLine], config: SftConfig, resume: bool, progress: Progress
+    run: Run,
+    model: str,
+    lines: Sequence[LoggedLine],
+    guardrails: Guardrails,
+    config: SftConfig,
+    resume: bool,
+    progress: Progress,
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune a language model on logged lines and write it to RUN/writer/sft.
 
@@ -39,6 +47,7 @@ def sft(
         run: Gets ``writer/sft``, its checkpoint and its curves.
         model: A fetched model's name, a directory or a hub id.
         lines: What the log has shown.
+        guardrails: Rules of copy; lines that break one are not learned from.
         config: How to train.
         resume: Go on from the stage's checkpoint, if it has one.
         progress: Called after each step.
@@ -47,13 +56,13 @@ def sft(
         The model's directory and the report (``train.json``).
 
     Raises:
-        InputError: No such model, no lines, or as in `hawker.agents.writer_training.fine_tune`.
+        InputError: No such model, no lines that may be shown, or as in `hawker.agents.writer_training.fine_tune`.
     """
     check(config)
     stage = Stage(run, "sft")
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    drawn = draw_lines(lines, config.steps * config.batch, config.sharpness, config.seed)
+    drawn = draw_lines(lines, guardrails, config.steps * config.batch, config.sharpness, config.seed)
     rows = [
         {"prompt": prompt_of(tokenizer, drew.brief), "completion": answer_of(tokenizer, drew.line)} for drew in drawn
     ]
@@ -69,6 +78,7 @@ def sft(
             processing_class=tokenizer,
             peft_config=adapter(config.rank),
         )
+        read_prompts_once(trainer)
         report = fine_tune(trainer, stage, agree, resume, progress)
         report |= {"stage": "sft", "model": model, "lines": len(lines), "seed": config.seed}
         write_stage(stage, trainer, model, config, report)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
-from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed
+from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, why
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -167,7 +167,12 @@ def run_exploits(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], 
 
 
 def run_writer(
-    model: str, seeds: tuple[int, ...], ablations: bool, quick: bool, progress: Callable[[str], None]
+    model: str,
+    seeds: tuple[int, ...],
+    ablations: bool,
+    quick: bool,
+    keep: Path | None,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run ``hawker bench writer``; ``quick`` replaces sizes and all seeds but the first.
 
@@ -180,10 +185,23 @@ def run_writer(
 
     threads = choose_threads()
     config = replace(writer.QUICK, seeds=seeds[:1]) if quick else writer.WriterConfig(seeds=seeds)
-    report = writer.bench_writer(replace(config, model=model), progress, ablations=ablations)
+    report = writer.bench_writer(replace(config, model=model), progress, ablations=ablations, keep=keep)
     options = [*(["--quick"] if quick else []), *(["--ablations"] if ablations else []), "--model", model]
     command = shlex.join(["hawker", "bench", "writer", *options, "--seeds", *map(str, config.seeds)])
     return {**report, "machine": machine(threads), "command": command}
+
+
+def run_why(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench why``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The seeds cannot be used.
+    """
+    threads = choose_threads()
+    config = replace(why.QUICK, seeds=seeds[:1]) if quick else why.WhyConfig(seeds=seeds)
+    report = why.bench_why(config, progress)
+    options = [*(["--quick"] if quick else []), "--seeds", *map(str, config.seeds)]
+    return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "why", *options])}
 
 
 def _require_charts(page: Path | None) -> None:

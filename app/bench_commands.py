@@ -208,22 +208,46 @@ class BenchWriter:
         seeds: One log, fit, writer and judgement each. Logs and fits are kept under $HAWKER_HOME/bench.
         ablations: Train writers without pessimism, without KL, and on drawn clicks too.
         quick: One small log and two steps of each training, for a look.
+        keep: Directory that keeps the writers; a benchmark that was broken off goes on from there.
     """
 
     model: str = "smollm2-135m"
     seeds: tuple[int, ...] = (21, 22, 23)
     ablations: bool = False
     quick: bool = False
+    keep: Path | None = None
     json: Json = None
 
     def run(self) -> None:
         """Run the benchmark."""
         from hawker.app.bench import run_writer
 
-        report = run_writer(self.model, self.seeds, self.ablations, self.quick, console().print)
+        report = run_writer(self.model, self.seeds, self.ablations, self.quick, self.keep, console().print)
         for sample in report["samples"]:
             console().print(f"- {sample['item']}: {sample['before']} -> {sample['after']}", markup=False)
         console().print(figure_table("The writer", report["figures"]))
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class BenchWhy:
+    """Remove the reasons that decisions name, and see whether their scores move as they should.
+
+    Args:
+        seeds: One log, fit and training each, and 1,000 decisions. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log and a short training, for a look.
+    """
+
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_why
+
+        report = run_why(self.seeds, self.quick, console().print)
+        console().print(figure_table("Are reasons faithful?", report["figures"]))
         write_report(self.json, report)
 
 
@@ -236,4 +260,5 @@ BENCHES: dict[str, type[Any]] = {
     "bench constraints": BenchConstraints,
     "bench exploits": BenchExploits,
     "bench writer": BenchWriter,
+    "bench why": BenchWhy,
 }

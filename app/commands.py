@@ -388,12 +388,14 @@ class Decide:
             for whole pages also state, from an earlier answer, and history, the pages since then: docs/serving.md.
         seed: Of the draw; another seed, another page.
         greedy: Show the likeliest page instead of drawing one; do not log its log-probability as a propensity.
+        why: Give the reasons for every part of a whole page, in words and numbers: docs/serving.md.
     """
 
     bundle: Positional[Path]
     context: Path
     seed: int = 0
     greedy: bool = False
+    why: bool = False
     json: Json = None
 
     def run(self) -> None:
@@ -407,9 +409,12 @@ class Decide:
         request, seed = read_json(self.context), None if self.greedy else self.seed
         bundle = load_bundle(self.bundle)
         if isinstance(bundle, Bundle):
+            if self.why:
+                expected = "a bundle of whole pages, of shoppers with a memory"
+                raise InputError("slates give no reasons", where=self.bundle, expected=expected)
             decision = decide_request(bundle, request, str(self.context), seed)
         else:
-            decision = decide_page_request(bundle, request, str(self.context), seed)
+            decision = decide_page_request(bundle, request, str(self.context), seed, why=self.why)
         print(json.dumps(decision, indent=1))
         write_report(self.json, decision)
 

@@ -53,6 +53,7 @@ class WriterSft:
         """Train."""
         from hawker.agents.writer_data import logged_lines
         from hawker.agents.writer_sft import sft
+        from hawker.policies.guardrails import Guardrails
         from hawker.shop.devices import choose_threads
 
         choose_threads()
@@ -60,7 +61,7 @@ class WriterSft:
         _, impressions, items, labels = _train_part(Run(self.run_))
         lines = logged_lines(impressions, items, self.training.surface, labels, self.training.prior)
         with _progress() as update:
-            path, report = sft(Run(self.run_), self.model, lines, self.training, self.resume, update)
+            path, report = sft(Run(self.run_), self.model, lines, Guardrails.load(), self.training, self.resume, update)
         _show(path, report)
         write_report(self.json, report)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from hawker.simulators.memory import EDGES
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
 from hawker.simulators.store import FittedShoppers
+from hawker.simulators.taste_rows import beliefs_before, believed, believing
 
 LOGGED = "popularity"
 """The strategy that writes the logs."""
@@ -172,8 +174,9 @@ def read_lines(ensemble: Ensemble, world: BazaarWorld, shoppers: FittedShoppers,
         return ensemble
     vectors = torch.from_numpy(shoppers.lines.with_texts(world.lines, encoder).scaled)
     ensemble = copy.deepcopy(ensemble)
-    for model in ensemble.models:
-        model.line_vectors = vectors
+    readers = ensemble.models if ensemble.tastes is None else [*ensemble.models, ensemble.tastes]
+    for reader in readers:
+        reader.line_vectors = vectors
     return ensemble
 
 
@@ -204,7 +207,7 @@ class Predictions:
 def predict_cohort(ensemble: Ensemble, rows: Rows) -> Predictions:
     """Return what the ensemble expects at each page of a log, given the pages of the same shopper before it."""
     said: dict[str, list[Tensor]] = {}
-    calibration = ensemble.calibration
+    calibration, rows = ensemble.calibration, believing(ensemble.tastes, rows)
     for batch in batches(rows):
         for model_number, model in enumerate(ensemble.models):
             p = predict_rows(model, batch)
@@ -225,9 +228,23 @@ def predict_cohort(ensemble: Ensemble, rows: Rows) -> Predictions:
 
 
 @torch.no_grad()
-def people(model: ShopperModel, rows: Rows) -> Tensor:
-    """Return what a member's heads see of the shopper at each page of a log, given the pages before it, (P, width)."""
-    return torch.cat([recall(model, batch)[0] for batch in batches(rows)])
+def shown_instead(
+    ensemble: Ensemble, rows: Rows, pages: Tensor, shown: Rows
+) -> Iterator[tuple[ShopperModel, Tensor, Rows]]:
+    """Yield each member, what its heads see of shoppers, and other rows with what classes of taste expect of them.
+
+    Args:
+        ensemble: The members.
+        rows: A log.
+        pages: The pages of it, shape (m,), in whose place the other rows are shown, page by page.
+        shown: Those rows.
+    """
+    rows = believing(ensemble.tastes, rows)
+    if ensemble.tastes is not None:
+        beliefs = beliefs_before(ensemble.tastes, rows)[pages]
+        shown = replace(shown, believed=believed(ensemble.tastes, beliefs, shown))
+    for model in ensemble.models:
+        yield model, torch.cat([recall(model, batch)[0] for batch in batches(rows)])[pages], shown
 
 
 def page_rows(rows: Rows, pages: Tensor, decision: Decision[Tensor]) -> Rows:

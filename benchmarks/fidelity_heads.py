@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hawker.benchmarks.fidelity_cohort import Cohort, Predictions, page_rows, people, picked, predict_cohort, repeat
+from hawker.benchmarks.fidelity_cohort import (
+    Cohort,
+    Predictions,
+    page_rows,
+    picked,
+    predict_cohort,
+    repeat,
+    shown_instead,
+)
 from hawker.benchmarks.fidelity_metrics import (
     Floats,
     Ints,
@@ -323,9 +331,8 @@ def predict_pages(ensemble: Ensemble, rows: Rows, pages: Tensor, decision: Decis
     """
     shown = page_rows(rows, pages.repeat_interleave(times), decision)
     found = []
-    for model in ensemble.models:
-        person = people(model, rows)[pages].repeat_interleave(times, 0)
-        found.append(calibrated(model.log_click(model.log_odds(person, shown), shown).exp(), ensemble.calibration[0]))
+    for model, person, told in shown_instead(ensemble, rows, pages.repeat_interleave(times), shown):
+        found.append(calibrated(model.log_click(model.log_odds(person, told), told).exp(), ensemble.calibration[0]))
     return torch.stack(found).reshape(len(found), *decision.slate.shape)
 
 

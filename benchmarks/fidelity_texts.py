@@ -11,11 +11,11 @@ from torch import Tensor
 from hawker.benchmarks.fidelity_cohort import (
     Cohort,
     encode_cohort,
-    people,
     picked,
     predict_cohort,
     repeat,
     shopkeeper,
+    shown_instead,
     simulate_cohort,
 )
 from hawker.benchmarks.fidelity_metrics import Floats, auc_within, correlation
@@ -158,8 +158,7 @@ def predicted_effects(ensemble: Ensemble, rows: Rows, pages: Tensor, item: Tenso
         line=torch.cat([torch.tensor([EMPTY]), torch.arange(n)]).repeat(m),
     )
     effects = []
-    for model in ensemble.models:
-        person = people(model, rows)[pages].repeat_interleave(n + 1, 0)
-        odds = model.log_odds(person, shown).reshape(m, n + 1)
+    for model, person, told in shown_instead(ensemble, rows, pages.repeat_interleave(n + 1), shown):
+        odds = model.log_odds(person, told).reshape(m, n + 1)
         effects.append(odds[:, 1:] - odds[:, :1])
     return np.asarray(torch.stack(effects).mean(0).double().numpy())

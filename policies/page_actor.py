@@ -316,21 +316,24 @@ class LikeliestPages(Strategy):
     """The likeliest value of each part of a trained strategy's pages in turn, ad first; nothing is drawn.
 
     It earns what the strategy has learned without what it explores. Off-policy estimates need the strategy that draws.
+
+    Attributes:
+        trained: The strategy that draws.
     """
 
     name = "likeliest"
 
     def __init__(self, trained: PageStrategy) -> None:
-        self._trained, self.size = trained, trained.size
+        self.trained, self.size = trained, trained.size
 
     def distribution(self, context: Context[Tensor]) -> ExploringSlate:
         """Return the one slate without an ad that is never left to chance, as a distribution."""
-        actor = self._trained.actor
+        actor = self.trained.actor
         return ExploringSlate(actor(context, actor.bidder(context)).slate, context.mask, self.size, 0.0)
 
     def propose(
         self, context: Context[Tensor], generator: torch.Generator, ad_mask: Tensor | None = None
     ) -> Decision[Tensor]:
         """Return one page per context, whose probability is 1."""
-        page = self._trained.pages(context, ad_mask).mode()
+        page = self.trained.pages(context, ad_mask).mode()
         return page.decision(context, torch.zeros(len(context.mask), device=context.mask.device))

@@ -7,6 +7,7 @@ A bundle is a directory::
     memory.onnx          reads an answered page into the memory
     items.safetensors    the items' vectors
     lines.safetensors    what the logits of lines need beside a page's own, where copy is chosen
+    reasons.safetensors  what pages are explained with; see `hawker.policies.page_reasons`
     golden.safetensors   contexts and shoppers' lives, and torch's answers to them, repeated at every load
     manifest.json        schemas, shapes, lines of copy, rules, versions, what the strategy was trained on, SHA-256s
     checksums.json       SHA-256 of all of them, the manifest too
@@ -42,6 +43,7 @@ from hawker.policies.bundle import (
     require_format,
 )
 from hawker.policies.page_draw import LineTable, PageScores, Picks, draw, log_probs, log_softmax, propensities
+from hawker.policies.page_reasons import PageReasons
 from hawker.shop.artefacts import CHECKSUMS, find_directory, read_json, sha256, verify_directory
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision
@@ -52,6 +54,7 @@ FORMAT = 2
 """Version of the bundle's form; that of slates is `hawker.policies.bundle.FORMAT`."""
 
 READER, MEMORY, LINES = "reader.onnx", "memory.onnx", "lines.safetensors"
+REASONS = "reasons.safetensors"
 GRAPHS = (GRAPH, READER, MEMORY)
 
 ROW_ENTRIES = 128
@@ -108,6 +111,7 @@ class PageBundle:
         ad_gap: Pages in a row of which at most one has an ad, counted over a shopper's visits; 1 is no limit.
         ad_load: Largest share of a shopper's pages up to and including the present one that have an ad.
         longest_gap: Days beyond which a gap counts as this many.
+        reasons: Explain pages; None in a bundle of an earlier version.
         manifest: The manifest as it was read.
         digest: SHA-256 of the bundle's list of checksums: its name in logs and in shoppers' states.
     """
@@ -119,6 +123,7 @@ class PageBundle:
         table: LineTable | None,
         manifest: dict[str, Any],
         digest: str,
+        reasons: PageReasons | None,
     ) -> None:
         """Args: the shop's builder, the graphs by file name, what lines need, the rest."""
         self.shop, self.manifest, self.digest = shop, manifest, digest
@@ -126,7 +131,7 @@ class PageBundle:
         self.size, self.width, self.lines = manifest["page"]["size"], manifest["width"], tuple(manifest["lines"])
         self.ad_gap, self.ad_load = manifest["rules"]["ad_gap"], manifest["rules"]["ad_load"]
         self.longest_gap = manifest["longest_gap"]
-        self._sessions, self._table = sessions, table
+        self.reasons, self._sessions, self._table = reasons, sessions, table
 
     @classmethod
     def load(cls, path: Path) -> PageBundle:
@@ -159,7 +164,10 @@ class PageBundle:
         if manifest["page"]["copy"]:
             stored = load_file(path / LINES)
             table = LineTable(stored["keys"], stored["bias"], stored.get("by_tier"))
-        return cls(shop, sessions, table, manifest, digest)
+        reasons = None
+        if (path / REASONS).exists():
+            reasons = PageReasons(load_file(path / REASONS), shop.catalog, table)
+        return cls(shop, sessions, table, manifest, digest, reasons)
 
     def start(self, n: int) -> Singles:
         """Return the memories of n new shoppers, shape (n, H)."""

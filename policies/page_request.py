@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hawker.policies.page_bundle import AnsweredPages, PageBundle
+from hawker.policies.page_reasons import Pages, picks_of
+from hawker.policies.reason_words import Told, in_words
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST
@@ -109,7 +111,9 @@ def decode_state(bundle: PageBundle, text: Any, where: object) -> ShopperState:
     return state
 
 
-def decide_page_request(bundle: PageBundle, request: Any, where: object, seed: int | None) -> dict[str, Any]:
+def decide_page_request(
+    bundle: PageBundle, request: Any, where: object, seed: int | None, *, why: bool = False
+) -> dict[str, Any]:
     """Answer one serving request; docs/serving.md has its form and that of the answer.
 
     Args:
@@ -117,10 +121,14 @@ def decide_page_request(bundle: PageBundle, request: Any, where: object, seed: i
         request: The request as JSON values.
         where: The file it came from, for messages.
         seed: Decides the drawn page; None takes the likeliest value of each part in turn.
+        why: Whether to add the reasons for the page.
 
     Raises:
-        InputError: The request has another form, tells of what cannot have happened, or the seed is negative.
+        InputError: The request has another form, tells of what cannot have happened, or the seed is negative; or
+            reasons are asked of a bundle that has none.
     """
+    if why and bundle.reasons is None:
+        raise InputError("the bundle gives no reasons", where="why", remedy="export it anew")
     if seed is not None and seed < 0:
         raise InputError("bad seed", where="seed", got=seed, expected="at least 0")
     _check_keys(request, KEYS, where)
@@ -133,12 +141,18 @@ def decide_page_request(bundle: PageBundle, request: Any, where: object, seed: i
     gap, number = state.next_page(time, _whole(request, "page", where), where)
     context = bundle.read(plain, state.memory[None], np.array([gap]), np.array([number]))
     may = bundle.may_have_ad(*(np.array([count]) for count in (state.pages, state.ads, state.since)))
-    page = bundle.decide(context, None if seed is None else np.random.default_rng(seed), context.mask & may[:, None])
+    may_ad = context.mask & may[:, None]
+    page = bundle.decide(context, None if seed is None else np.random.default_rng(seed), may_ad)
     ids, empty = bundle.shop.catalog.item_ids, page.slate[0] == EMPTY
     items = [None if item == EMPTY else ids[item] for item in page.slate[0].tolist()]
     lines = [EMPTY] * bundle.size if page.copy is None else page.copy[0].tolist()
     slot = EMPTY if page.ad is None else int(page.ad[0])
     assert page.propensity is not None
+    reasons = {}
+    if why and bundle.reasons is not None:
+        pages = Pages(context, picks_of(context, page), may_ad)
+        told = Told(bundle.shop.catalog, bundle.lines, state.pages, gap)
+        reasons["why"] = in_words(bundle.reasons.explain(pages), pages, told)
     return {
         "timestamp": request["timestamp"],
         "page": number,
@@ -157,6 +171,7 @@ def decide_page_request(bundle: PageBundle, request: Any, where: object, seed: i
         "pages_read": state.pages,
         "state": encode_state(bundle, state),
         "bundle": bundle.digest,
+        **reasons,
     }
 
 

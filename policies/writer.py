@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 
 from hawker.policies.briefs import SURFACES, Brief, messages, plain_prompt
+from hawker.policies.prefix import go_on, goes_on
 from hawker.shop.artefacts import write_directory, write_json
 from hawker.shop.errors import InputError
 from hawker.shop.models import SOURCE, find_model, model_digest, quiet_transformers
 
-ROWS = 32
+ROWS = 64
 """Lines generated at once; fewer where memory is short."""
 
 POSITIONS = 2_048
@@ -209,14 +210,10 @@ class Writer:
                 size = len(rows) // 2
         return texts
 
-    @torch.no_grad()
     def _batch(self, prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
-        from transformers import GenerationConfig, StoppingCriteriaList
-
-        def in_time(said: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+        def in_time() -> None:
             if time.monotonic() > until:
-                raise TimeoutError  # not `max_time`, which hands out half a line as if it were whole
-            return torch.zeros(len(said), dtype=torch.bool, device=said.device)
+                raise TimeoutError
 
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
@@ -224,28 +221,16 @@ class Writer:
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :] = torch.as_tensor(prompt)
             mask[i, width - len(prompt) :] = 1
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        config = GenerationConfig(
-            max_new_tokens=cap,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.ends,
-            **(sampling if temperature else {"do_sample": False}),
-        )
         ids, mask = ids.to(self.device), mask.to(self.device)
         try:
-            said = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                stopping_criteria=StoppingCriteriaList([in_time]),
-            )
+            said = go_on(self.model, ids, mask, cap, temperature, self.ends, in_time)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             if "probability tensor" not in str(error):
                 raise
             raise InputError("the model gives no finite probabilities", where=self.name) from None
-        decoded: list[str] = self.tokenizer.batch_decode(said[:, width:], skip_special_tokens=True)
+        decoded: list[str] = self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return [text.strip() for text in decoded]
 
     @torch.no_grad()
@@ -289,7 +274,10 @@ def load_causal(path: Path, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForCausalLM
 
         options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+    if not goes_on(model):
+        raise InputError("the model cannot go on from what it has read", where=path, remedy="name one with attention")
+    return model
 
 
 def load_tokenizer(path: Path) -> Any:

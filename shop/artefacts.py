@@ -45,13 +45,7 @@ def write_directory(destination: Path, kind: str) -> Iterator[Path]:
     """
     destination = Path(destination).resolve()  # behind a link, so that the link stays
     refuse_others(destination, kind)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        sweep(destination)
-        scratch, lock = _scratch(destination)
-    except OSError as error:
-        raise InputError(f"cannot write here ({error.strerror})", where=destination.parent) from None
-    try:
+    with scratch_directory(destination) as scratch:
         yield scratch
         files = {}
         for path in sorted(path for path in scratch.rglob("*") if path.is_file()):
@@ -60,6 +54,23 @@ def write_directory(destination: Path, kind: str) -> Iterator[Path]:
         (scratch / CHECKSUMS).write_text(json.dumps({"kind": kind, "files": files}, indent=1) + "\n")
         scratch.chmod(0o755)
         _replace(scratch, destination)
+
+
+@contextlib.contextmanager
+def scratch_directory(beside: Path) -> Iterator[Path]:
+    """Yield an empty directory beside a path that is removed when the block ends, and swept when this one is killed.
+
+    Raises:
+        InputError: Nothing can be written there.
+    """
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        sweep(beside)
+        scratch, lock = _scratch(beside)
+    except OSError as error:
+        raise InputError(f"cannot write here ({error.strerror})", where=beside.parent) from None
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)

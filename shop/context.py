@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from hawker.shop.catalog import Catalog
+from hawker.shop.contract import features
 from hawker.shop.errors import InputError, did_you_mean
-from hawker.shop.features import LARGEST, FeatureSchema
+from hawker.shop.features import LARGEST, FeatureSchema, FeatureTally
 from hawker.shop.language import Encoder
 from hawker.shop.logs import affinity_columns, feature_columns
 
@@ -60,12 +61,23 @@ class ContextBuilder:
         Raises:
             InputError: A feature has the name of a time feature.
         """
-        columns = feature_columns(impressions)
-        if taken := sorted(set(TIME) & set(columns)):
+        tally = cls.tally(impressions.columns)
+        tally.add(with_time(impressions))
+        return cls(tally.schema(), Catalog.from_items(items, encoder))
+
+    @staticmethod
+    def tally(columns: Iterable[str]) -> FeatureTally:
+        """Return an empty tally of the shopper features of impressions with these columns, and of the time of day.
+
+        Raises:
+            InputError: A feature has the name of a time feature.
+        """
+        found = features("impressions", columns)
+        if taken := sorted(set(TIME) & set(found)):
             raise InputError(
                 "the name is taken by a time feature", where=f"impressions column {taken[0]}", remedy="rename it"
             )
-        return cls(FeatureSchema.fit(_with_time(impressions), [*TIME, *columns]), Catalog.from_items(items, encoder))
+        return FeatureTally([*TIME, *found])
 
     def from_impressions(self, impressions: pd.DataFrame) -> Context[npt.NDArray[Any]]:
         """Return the context of every row, with the whole catalog as candidates."""
@@ -83,7 +95,7 @@ class ContextBuilder:
 
     def encode_shoppers(self, impressions: pd.DataFrame) -> npt.NDArray[np.float32]:
         """Return each row's shopper features and time of day, shape (n, D)."""
-        return self.shopper.encode(_with_time(impressions))
+        return self.shopper.encode(with_time(impressions))
 
     def own_affinity(self, impressions: pd.DataFrame, item: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return each row's recorded affinity with the item it shows, catalog index ``item`` (n,); 0 where unknown."""
@@ -137,7 +149,7 @@ class ContextBuilder:
         if len(np.unique(candidates)) < len(candidates):
             raise InputError("a candidate is listed twice", where=f"{where}: candidates")
         mask = np.ones((1, len(candidates)), bool)
-        return Context(self.shopper.encode(_with_time(row)), candidates[None], mask, affinity[:, candidates])
+        return Context(self.shopper.encode(with_time(row)), candidates[None], mask, affinity[:, candidates])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schemas as JSON values."""
@@ -155,7 +167,8 @@ TIME = ["hour_sin", "hour_cos"]
 """The time features: the hour of the day (UTC) as a point on the unit circle."""
 
 
-def _with_time(rows: pd.DataFrame) -> pd.DataFrame:
+def with_time(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the features of impressions, and the time features beside them."""
     angle = 2 * np.pi * (rows["timestamp"].dt.hour + rows["timestamp"].dt.minute / 60).to_numpy(np.float64) / 24
     return rows[feature_columns(rows)].assign(hour_sin=np.sin(angle), hour_cos=np.cos(angle))
 

@@ -23,6 +23,7 @@ AFFINITY = "affinity."
 PLACEMENTS = ("organic", "ad")
 IMPRESSION_KEY = ["visit_id", "page", "position"]
 DAY = pd.Timedelta(days=1)
+FUTURE, DUPLICATE = "future time", "duplicate row"
 
 Ok = Callable[[pd.Series], "pd.Series[bool]"]
 RowsOk = Callable[[pd.DataFrame], "pd.Series[bool]"]
@@ -148,7 +149,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     },
 }
 
-_ONCE: Mapping[str, list[str]] = {
+ONCE: Mapping[str, list[str]] = {
     "items": ["item_id"],
     "shoppers": ["shopper_id"],
     "impressions": IMPRESSION_KEY,
@@ -173,7 +174,9 @@ def affinities(columns: Iterable[str]) -> dict[str, str]:
     return {column.removeprefix(AFFINITY): column for column in columns if column.startswith(AFFINITY)}
 
 
-def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) -> tuple[pd.DataFrame, list[Fault]]:
+def typed(
+    table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None, columns: Collection[str] | None = None
+) -> tuple[pd.DataFrame, list[Fault]]:
     """Read a table's cells as what the contract says they are.
 
     Numbers become float64 (features keep their width), ids and texts ``str`` with an empty one missing, text
@@ -183,6 +186,7 @@ def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) ->
         table: The table's name.
         raw: The table.
         kinds: How to read features whose kind is known beforehand.
+        columns: The columns to read; all, which must be whole, unless told.
 
     Returns:
         The frame, with a missing value where a cell could not be read, and the faults that name those cells.
@@ -190,9 +194,10 @@ def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) ->
     Raises:
         InputError: A column is missing, or a whole column has a type that cannot be meant.
     """
-    _check_columns(table, raw)
-    columns, faults = {}, []
-    for name in raw.names:
+    if columns is None:
+        check_columns(table, raw)
+    found, faults = {}, []
+    for name in raw.names if columns is None else columns:
         column, kind = raw.column(name), (kinds or {}).get(name, field_of(table, name).kind)
         read = read_cells(column, kind, raw.is_csv)
         if read is None:
@@ -203,9 +208,9 @@ def typed(table: str, raw: RawTable, kinds: Mapping[str, Kind] | None = None) ->
                 expected=EXPECTED[kind],
                 remedy="write the column anew with that type",
             )
-        columns[name], bad = read
+        found[name], bad = read
         faults += [Fault(name, rule, rows) for rule, mask in bad.items() if (rows := np.flatnonzero(mask)).size]
-    return pd.DataFrame(columns, copy=False), faults
+    return pd.DataFrame(found, copy=False), faults
 
 
 def broken_rules(
@@ -264,10 +269,26 @@ def final(table: str, frame: pd.DataFrame, faults: list[Fault]) -> pd.DataFrame:
         for name in frame.columns[frame.dtypes == "category"]:
             frame[name] = frame[name].cat.remove_unused_categories()
     for name in (name for name, field in FIELDS[table].items() if field.kind == "key"):
-        if frame[name].dtype == "str" and frame[name].str.fullmatch(_WHOLE_TEXT).all():
+        if frame[name].dtype == "str" and are_whole(frame[name]):
             frame[name] = frame[name].astype("int64")
     types = {name: field.final for name, field in FIELDS[table].items() if field.final and name in frame.columns}
     return frame.astype(types)
+
+
+def are_whole(texts: pd.Series) -> bool:
+    """Say whether every text is a whole number as a number would be written."""
+    return bool(texts.str.fullmatch(_WHOLE_TEXT).all())
+
+
+def each_once(key: list[str]) -> str:
+    """Return in words the rule that no two rows have one key."""
+    return f"each ({', '.join(key)}) once" if len(key) > 1 else f"each {key[0]} once"
+
+
+def up_to_tomorrow(now: pd.Timestamp) -> tuple[pd.Timestamp, str]:
+    """Return the latest time that a row may have unless most rows lie ahead, and the rule in words."""
+    tomorrow = now + DAY
+    return tomorrow, f"a time up to tomorrow, {tomorrow.isoformat(timespec='minutes')}"
 
 
 def reasons(faults: list[Fault]) -> dict[int, str]:
@@ -283,9 +304,9 @@ def reasons(faults: list[Fault]) -> dict[int, str]:
 def _row_rules(table: str, present: set[str], items: Collection[str] | None, now: pd.Timestamp) -> list[pandera.Check]:
     """Return the rules that take more than one row, column or table, or the time."""
     rules = []
-    if key := _ONCE.get(table):
-        once = f"each ({', '.join(key)}) once" if len(key) > 1 else f"each {key[0]} once"
-        rules.append(_row_rule(key[0], once, "duplicate row", lambda f: ~f.duplicated(key) | f[key].isna().any(axis=1)))
+    if key := ONCE.get(table):
+        once = each_once(key)
+        rules.append(_row_rule(key[0], once, DUPLICATE, lambda f: ~f.duplicated(key) | f[key].isna().any(axis=1)))
     if items is not None and "item_id" in present and table in ("impressions", "events"):
         known = "an item_id of the items table"
         rules.append(_row_rule("item_id", known, "unknown item", lambda f: f.item_id.isin(items) | f.item_id.isna()))
@@ -293,9 +314,8 @@ def _row_rules(table: str, present: set[str], items: Collection[str] | None, now
         known = "item_ids of the items table"
         rules.append(_row_rule("candidates", known, "unknown item", lambda f: _all_known(f.candidates, items)))
     if "timestamp" in FIELDS[table].keys() & present:
-        tomorrow = now + DAY
-        past = f"a time up to tomorrow, {tomorrow.isoformat(timespec='minutes')}"
-        rules.append(_row_rule("timestamp", past, "future time", lambda f: ~_strays(f.timestamp, tomorrow)))
+        tomorrow, past = up_to_tomorrow(now)
+        rules.append(_row_rule("timestamp", past, FUTURE, lambda f: ~_strays(f.timestamp, tomorrow)))
     if table == "impressions":
         for result, cause in (("converted", "clicked"), ("revenue", "converted")):
             if {result, cause} <= present:
@@ -324,7 +344,12 @@ def _all_known(candidates: pd.Series, items: Collection[str]) -> pd.Series[bool]
     return (single.isin(items) | single.isna()).groupby(level=0).all()
 
 
-def _check_columns(table: str, raw: RawTable) -> None:
+def check_columns(table: str, raw: RawTable) -> None:
+    """Refuse a table without a column that it must have.
+
+    Raises:
+        InputError: It lacks one.
+    """
     names = raw.names
     for name, field in FIELDS[table].items():
         if field.needed and name not in names:

@@ -47,15 +47,9 @@ class FeatureSchema:
     @classmethod
     def fit(cls, table: pd.DataFrame, columns: list[str]) -> FeatureSchema:
         """Learn the schema of ``columns`` from ``table``."""
-        numeric = [c for c in columns if is_numeric_dtype(table[c]) and not is_bool_dtype(table[c])]
-        values = table[numeric].to_numpy(np.float64)
-        known = np.abs(values) <= LARGEST
-        count = np.maximum(known.sum(axis=0), 1)
-        mean = np.where(known, values, 0.0).sum(axis=0) / count
-        scale = np.sqrt((np.where(known, values - mean, 0.0) ** 2).sum(axis=0) / count)
-        categories = {c: _most_frequent(table[c]) for c in columns if c not in numeric}
-        scale = np.where(scale > 1e-12 * (1.0 + np.abs(mean)), scale, 1.0)
-        return cls(tuple(numeric), tuple(mean.tolist()), tuple(scale.tolist()), categories)
+        tally = FeatureTally(columns)
+        tally.add(table)
+        return tally.schema()
 
     @property
     def columns(self) -> list[str]:
@@ -126,15 +120,56 @@ class FeatureSchema:
             raise InputError("not a feature schema", where=where, got=repr(error)) from None
 
 
+class FeatureTally:
+    """What a schema is learned from, gathered from pieces of a table."""
+
+    def __init__(self, columns: list[str]) -> None:
+        self._columns = columns
+        self._numeric: list[str] | None = None
+        self._texts: dict[str, Counter[str]] = {}
+        self._count = self._mean = self._squares = np.zeros(0)
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Add the rows of a piece; its columns are numbers, or texts, in all pieces."""
+        if self._numeric is None:
+            self._numeric = [c for c in self._columns if is_numeric_dtype(table[c]) and not is_bool_dtype(table[c])]
+            self._texts = {c: Counter() for c in self._columns if c not in self._numeric}
+            self._count, self._mean, self._squares = np.zeros((3, len(self._numeric)))
+        values = table[self._numeric].to_numpy(np.float64)
+        known = np.abs(values) <= LARGEST
+        count = known.sum(axis=0)
+        mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(count, 1)
+        squares = (np.where(known, values - mean, 0.0) ** 2).sum(axis=0)
+        # Means and squares of two samples become those of both (Chan, Golub & LeVeque, 1979).
+        both = np.maximum(self._count + count, 1)
+        apart = mean - self._mean
+        self._squares = self._squares + squares + apart**2 * self._count * count / both
+        self._mean = self._mean + apart * count / both
+        self._count = self._count + count
+        for name, counter in self._texts.items():
+            numbers, texts = _texts(table[name])
+            times = np.bincount(numbers[numbers >= 0], minlength=len(texts)).tolist()
+            for text, n in zip(texts, times, strict=True):
+                counter[text] += n
+
+    def schema(self) -> FeatureSchema:
+        """Return the schema of all rows that were added.
+
+        Means and scales have the precision of float32, which is how they are used: so they do not depend on how the
+        rows came in pieces.
+        """
+        scale = np.sqrt(self._squares / np.maximum(self._count, 1))
+        scale = np.where(scale > 1e-12 * (1.0 + np.abs(self._mean)), scale, 1.0)
+        mean, scale = (array.astype(np.float32).tolist() for array in (self._mean, scale))
+        categories = {name: _most_frequent(counter) for name, counter in self._texts.items()}
+        return FeatureSchema(tuple(self._numeric or ()), tuple(mean), tuple(scale), categories)
+
+
 def _texts(column: pd.Series) -> tuple[npt.NDArray[np.intp], list[str]]:
     """Return each row's number among the column's distinct values, -1 where missing, and those values as texts."""
     numbers, values = pd.factorize(column)
     return numbers, [str(value) for value in values]
 
 
-def _most_frequent(column: pd.Series) -> tuple[str, ...]:
-    numbers, texts = _texts(column)
-    count: Counter[str] = Counter()
-    for text, n in zip(texts, np.bincount(numbers[numbers >= 0], minlength=len(texts)).tolist(), strict=True):
-        count[text] += n
+def _most_frequent(count: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(sorted(count, key=lambda text: (-count[text], text))[:MAX_CATEGORIES]))

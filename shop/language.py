@@ -36,10 +36,10 @@ WIDEST = 65_536
 """Largest width of a ``HashedEncoder``."""
 
 TOKENS = 64
-"""Tokens of a text that a ``ModelEncoder`` reads."""
+"""Tokens of a text that a ``ModelEncoder`` reads, twice."""
 
-BATCH = 64
-"""Texts that a ``ModelEncoder`` reads at once."""
+BATCH = 16
+"""Texts that a ``ModelEncoder`` reads at once: the states of all layers are held."""
 
 CACHE = "vectors.sqlite"
 """The file of a ``CachedEncoder``."""
@@ -74,9 +74,10 @@ class HashedEncoder:
     """Hashed words and character n-grams: deterministic, offline, for every script.
 
     A text is normalised (NFKC), lower-cased and cut into words at spaces and punctuation; symbols such as emoji count
-    as letters. A word gives itself and its n-grams of 3 to 5 characters, its two borders included, each hashed into
-    one entry with a sign of its own (Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"),
-    with weight 1 + log(times that the word stands in the text). Rows are scaled to length 1.
+    as letters, and a run of exclamation and question marks, which set a tone, as a word. A word gives itself and its
+    n-grams of 3 to 5 characters, its two borders included, each hashed into one entry with a sign of its own
+    (Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning"), with weight 1 + log(times that the
+    word stands in the text). Rows are scaled to length 1.
 
     Only the first 16,384 characters of a text are read.
 
@@ -92,7 +93,7 @@ class HashedEncoder:
             raise InputError("no such width", where="hashed encoder", got=width, expected=f"1 to {WIDEST:,}")
         self.width = width
         self.name = f"hashed:{width}"
-        settings = {"kind": "hashed", "version": 1, "width": width, "grams": _GRAMS, "longest": LONGEST}
+        settings = {"kind": "hashed", "version": 2, "width": width, "grams": _GRAMS, "longest": LONGEST}
         self.digest = _digest(settings)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -125,7 +126,12 @@ class HashedEncoder:
 
 
 class ModelEncoder:
-    """The mean of a causal language model's last hidden states over a text's tokens.
+    """The mean of a causal language model's hidden states over a text's tokens, read a second time.
+
+    A causal model reads the first words of a text before it knows the rest, so it is given the text twice, a line
+    break between, and the second time counts (Springer et al. 2024, "Repetition Improves Language Model Embeddings").
+    The states are those of the layer half-way up: the last ones say which word comes next (Skean et al. 2025, "Layer
+    by Layer: Uncovering Hidden Representations in Language Models").
 
     Reads the first 64 tokens (of the first 16,384 characters); a blank text is a vector of zeros, all others have
     length 1. The model is read when the first text comes; in bfloat16 on a GPU that has it, else in float32. No code
@@ -147,7 +153,7 @@ class ModelEncoder:
     @cached_property
     def digest(self) -> str:
         """What the vectors depend on: the model's files, the precision and the limits."""
-        settings = {"kind": "model", "version": 1, "files": model_digest(self._path), "dtype": str(self._dtype)}
+        settings = {"kind": "model", "version": 2, "files": model_digest(self._path), "dtype": str(self._dtype)}
         return _digest(settings | {"tokens": TOKENS, "longest": LONGEST})
 
     @cached_property
@@ -167,7 +173,8 @@ class ModelEncoder:
         vectors = np.zeros((len(distinct), self.width), np.float32)
         spoken = [(i, _writable(text[:LONGEST])) for text, i in distinct.items() if text.strip()]
         if spoken:
-            tokens = tokenizer([text for _, text in spoken], truncation=True, max_length=TOKENS)["input_ids"]
+            options: dict[str, Any] = {"truncation": True, "max_length": TOKENS, "add_special_tokens": False}
+            tokens = tokenizer([text for _, text in spoken], **options)["input_ids"]
             rows = sorted(((len(ids), i, ids) for (i, _), ids in zip(spoken, tokens, strict=True) if ids), reverse=True)
             for start in range(0, len(rows), BATCH):
                 _, where, ids = zip(*rows[start : start + BATCH], strict=True)
@@ -196,16 +203,22 @@ class ModelEncoder:
         """Return the unit vectors of a batch of token ids, in order of falling length."""
         import torch
 
+        tokenizer, model = self._loaded
+        first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        between = tokenizer("\n", add_special_tokens=False)["input_ids"]
         # Padded here, at the end: what stands there is masked, so that the tokenizer needs no padding token.
-        tokens = torch.zeros((len(ids), len(ids[0])), dtype=torch.long)
-        mask = torch.zeros_like(tokens)
+        tokens = torch.zeros((len(ids), len(first) + 2 * len(ids[0]) + len(between)), dtype=torch.long)
+        mask, second = torch.zeros_like(tokens), torch.zeros_like(tokens)
         for i, row in enumerate(ids):
-            tokens[i, : len(row)] = torch.as_tensor(row)
-            mask[i, : len(row)] = 1
-        tokens, mask = tokens.to(self.device), mask.to(self.device)
+            twice = [*first, *row, *between, *row]
+            tokens[i, : len(twice)] = torch.as_tensor(twice)
+            mask[i, : len(twice)] = 1
+            second[i, len(twice) - len(row) : len(twice)] = 1
+        tokens, mask, second = tokens.to(self.device), mask.to(self.device), second.to(self.device)
         with torch.no_grad():
-            hidden = self._loaded[1](input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state.float()
-            means = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+            states = model(input_ids=tokens, attention_mask=mask, use_cache=False, output_hidden_states=True)
+            hidden = states.hidden_states[len(states.hidden_states) // 2].float()  # the first are the tokens' own
+            means = (hidden * second[:, :, None]).sum(1) / second.sum(1, keepdim=True)
         vectors = means.double().cpu().numpy()
         if not np.isfinite(vectors).all():
             raise InputError("the model gives vectors that are not finite", where=self._path, remedy="fetch it anew")
@@ -365,8 +378,8 @@ class _Borders(dict[int, str | None]):
     """
 
     def __missing__(self, code: int) -> str | None:
-        kind = unicodedata.category(chr(code))
-        self[code] = " " if kind[0] in "PZ" or kind in ("Cc", "Cs") else None if kind == "Cf" else chr(code)
+        kind = "" if chr(code) in "!?" else unicodedata.category(chr(code))
+        self[code] = " " if kind[:1] in ("P", "Z") or kind in ("Cc", "Cs") else None if kind == "Cf" else chr(code)
         return self[code]
 
 
@@ -374,7 +387,8 @@ _BORDERS = _Borders()
 
 
 def _words(text: str) -> list[str]:
-    return unicodedata.normalize("NFKC", text[:LONGEST]).lower().translate(_BORDERS).split()
+    text = re.sub(r"[!?]+", r" \g<0> ", unicodedata.normalize("NFKC", text[:LONGEST]))
+    return text.lower().translate(_BORDERS).split()
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -12,23 +12,38 @@ import pandas as pd
 
 from hawker.shop.catalog import TEXT_VARIANCE
 from hawker.shop.errors import InputError
-from hawker.shop.language import Encoder
+from hawker.shop.language import Encoder, HashedEncoder
+
+ROOM = 2_048
+"""Least width of hashed encodings of lines: what a new line shares with those of the logs is a few n-grams, which must
+not share their entries with others."""
+
+AXES = 128
+"""Most entries of a line's vector."""
+
+ENOUGH = 2_048
+"""Lines, evenly from a longer bank, that the axes are found with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Lines:
     """A bank of lines in a fixed order: a line is its number in it.
 
+    A log shows few lines, so their wide encodings vary along few axes. Turned onto those, and cut off behind the first
+    128, they are small, and as near to each other as before.
+
     Attributes:
         texts: The lines.
-        vectors: Their encodings, shape (n_lines, width).
+        vectors: Their encodings, centred, on the axes, shape (n_lines, n_axes).
         centre: What to subtract from an encoding, shape (width,).
-        scale: What to divide it by afterwards: as with item texts, all entries share one scale.
+        axes: The principal axes of the log's lines, shape (width, n_axes).
+        scale: What to divide by afterwards: as with item texts, all entries share one scale.
     """
 
     texts: tuple[str, ...]
     vectors: npt.NDArray[np.float32]
     centre: npt.NDArray[np.float32]
+    axes: npt.NDArray[np.float32]
     scale: float
 
     @classmethod
@@ -37,18 +52,21 @@ class Lines:
         if "copy" not in impressions or impressions["copy"].isna().all():
             return None
         texts = tuple(sorted(map(str, impressions["copy"].dropna().unique())))
-        vectors = encoder.encode(texts)
+        encodings = _encode(texts, encoder)
+        centre = encodings.mean(0)
+        axes = _principal_axes(encodings - centre)
+        vectors = (encodings - centre) @ axes
         variance = float(vectors.var(0).sum())
         scale = float(np.sqrt(variance / TEXT_VARIANCE)) if variance > 1e-12 else 1.0
-        return cls(texts, vectors, vectors.mean(0), scale)
+        return cls(texts, vectors, centre, axes, scale)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     @property
     def scaled(self) -> npt.NDArray[np.float32]:
-        """The encodings centred and scaled, shape (n_lines, width)."""
-        return np.asarray((self.vectors - self.centre) / np.float32(self.scale), np.float32)
+        """The vectors, scaled, shape (n_lines, n_axes)."""
+        return self.vectors / np.float32(self.scale)
 
     @cached_property
     def _number(self) -> pd.Index:
@@ -68,9 +86,27 @@ class Lines:
         return np.append(found, -1)[codes].astype(np.int64)
 
     def with_texts(self, texts: tuple[str, ...], encoder: Encoder) -> Lines:
-        """Return the bank with other lines in place of its own, on the same scale."""
-        return Lines(texts, encoder.encode(texts), self.centre, self.scale)
+        """Return the bank with other lines in place of its own, on the same axes and scale."""
+        vectors = np.asarray((_encode(texts, encoder) - self.centre) @ self.axes, np.float32)
+        return Lines(texts, vectors, self.centre, self.axes, self.scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the vectors as JSON values."""
+        """Return all but the arrays as JSON values."""
         return {"texts": list(self.texts), "scale": self.scale}
+
+
+def _encode(texts: tuple[str, ...], encoder: Encoder) -> npt.NDArray[np.float32]:
+    if isinstance(encoder, HashedEncoder):
+        encoder = HashedEncoder(max(encoder.width, ROOM))
+    return encoder.encode(texts)
+
+
+def _principal_axes(centred: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the axes along which rows (n, width) vary most, shape (width, n_axes), one at least."""
+    some = centred[:: -(-len(centred) // ENOUGH)]
+    _, lengths, axes = np.linalg.svd(some.astype(np.float64), full_matrices=False)
+    count = max(1, min(AXES, int((lengths > 1e-4 * lengths[0]).sum())))
+    # The sign of an axis is arbitrary: that which makes its largest entry positive.
+    axes = axes[:count]
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1))
+    return np.ascontiguousarray(axes.T, np.float32)

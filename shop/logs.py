@@ -7,7 +7,7 @@ columns are those of ``hawker.shop.contract``. Logs that record no exposure have
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,20 +78,26 @@ def inspect_logs(path: Path, now: pd.Timestamp | None = None) -> Iterator[Inspec
         InputError: The directory, a file or a column is not what it must be. Rows raise nothing here.
     """
     path = find_directory(Path(path))
-    files = _find_tables(path)
+    files = find_tables(path)
     if (path / CHECKSUMS).exists():
         verify_directory(path, "logs")
-    simulated = _is_simulated(path)
+    simulated = is_simulated(path)
     items: frozenset[str] | None = None
     for name, file in files.items():
-        raw = read_table(file)
-        frame, unread = typed(name, raw)
-        moment = frame["timestamp"].max() if simulated and "timestamp" in frame else now
-        faults = broken_rules(name, frame, unread, items, moment)
-        valid = final(name, frame, faults)
+        table = inspect_table(name, read_table(file), items, now, simulated)
         if name == "items":
-            items = frozenset(valid["item_id"])
-        yield Inspected(name, raw, frame, faults, valid)
+            items = frozenset(table.valid["item_id"])
+        yield table
+
+
+def inspect_table(
+    name: str, raw: RawTable, items: frozenset[str] | None, now: pd.Timestamp | None, simulated: bool
+) -> Inspected:
+    """Hold one table, or a piece of one, against the contract; ``simulated``: no time is too late."""
+    frame, unread = typed(name, raw)
+    moment = frame["timestamp"].max() if simulated and "timestamp" in frame else now
+    faults = broken_rules(name, frame, unread, items, moment)
+    return Inspected(name, raw, frame, faults, final(name, frame, faults))
 
 
 def read_logs(path: Path, now: pd.Timestamp | None = None) -> Logs:
@@ -108,19 +114,13 @@ def read_logs(path: Path, now: pd.Timestamp | None = None) -> Logs:
     path = find_directory(Path(path))
     found: dict[str, pd.DataFrame] = {}
     for table in inspect_logs(path, now):
-        _refuse_faults(table, path)
+        refuse_faults(table, path)
         found[table.name] = table.valid
     match_visits(found)
-    if strangers := unknown_affinities(found):
-        raise InputError(
-            "an affinity with an item that the items table lacks",
-            where=f"{path} impressions column {strangers[0]}",
-            expected="affinity.ITEM_ID with a known item_id",
-            remedy="add the item or drop the column",
-        )
     if "impressions" in found:
+        refuse_strangers(found["impressions"].columns, found["items"], path)
         if "shoppers" in found:
-            found["impressions"] = _with_shoppers(found["impressions"], found["shoppers"], path)
+            found["impressions"] = with_shoppers(found["impressions"], found["shoppers"], path)
         found["impressions"] = _sorted(found["impressions"], ["timestamp", "visit_id", "page", "position"])
     if "events" in found:
         found["events"] = _sorted(found["events"], ["timestamp", "shopper_id"])
@@ -138,7 +138,7 @@ def read_logs(path: Path, now: pd.Timestamp | None = None) -> Logs:
 def digest(path: Path) -> str:
     """Return the SHA-256 over the names and bytes of a directory's table files, 64 hex digits."""
     whole = hashlib.sha256()
-    for file in _find_tables(path).values():
+    for file in find_tables(path).values():
         whole.update(f"{file.name} {sha256(file)}\n".encode())
     return whole.hexdigest()
 
@@ -161,7 +161,29 @@ def unknown_affinities(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [column for item, column in affinity_columns(tables["impressions"]).items() if item not in known]
 
 
-def _find_tables(path: Path) -> dict[str, Path]:
+def refuse_strangers(columns: Iterable[str], items: pd.DataFrame, path: Path) -> None:
+    """Refuse impressions with an affinity column of no known item.
+
+    Raises:
+        InputError: They have one.
+    """
+    known = frozenset(items["item_id"])
+    for item, column in affinities(columns).items():
+        if item not in known:
+            raise InputError(
+                "an affinity with an item that the items table lacks",
+                where=f"{path} impressions column {column}",
+                expected="affinity.ITEM_ID with a known item_id",
+                remedy="add the item or drop the column",
+            )
+
+
+def find_tables(path: Path) -> dict[str, Path]:
+    """Return the table files of a logs directory by name, items first.
+
+    Raises:
+        InputError: It is no such directory, or a table that must be there is not.
+    """
     if not path.is_dir():
         what = "not a directory" if path.exists() else "no such directory"
         raise InputError(what, where=path, expected="a directory with impressions.parquet and items.parquet")
@@ -178,35 +200,47 @@ def _find_tables(path: Path) -> dict[str, Path]:
     return files
 
 
-def _is_simulated(path: Path) -> bool:
+def is_simulated(path: Path) -> bool:
     """Say whether the logs tell the seed that they were drawn with."""
     meta = read_json(path / "meta.json") if (path / "meta.json").is_file() else {}
     return isinstance(meta, dict) and "seed" in meta
 
 
-def _refuse_faults(table: Inspected, path: Path) -> None:
-    """Raise the first fault of a table, if it has one."""
-    remedy = f"run `hawker logs check {path} --clean OUT` to move bad rows to a quarantine file"
+def refuse_faults(table: Inspected, path: Path) -> None:
+    """Refuse a table that has a fault, naming the first.
+
+    Raises:
+        InputError: It has one.
+    """
     if table.raw.torn:
         row, text, reason = table.raw.torn[0]
         raise InputError(
             f"the row has {reason} (the first of {len(table.raw.torn)} such rows)",
             where=f"{table.raw.path} row {row}",
             got=text[:80],
-            remedy=remedy,
+            remedy=_cleaning(path),
         )
     if table.faults:
         fault = min(table.faults, key=lambda fault: int(fault.rows[0]))
-        index = int(fault.rows[0])
-        value: Any = table.raw.value(fault.column, index)
-        many = f" (the first of {fault.rows.size} such rows)" if fault.rows.size > 1 else ""
-        raise InputError(
-            f"{fault.what}{many}",
-            where=f"{table.raw.path} row {table.raw.rows[index]} column {fault.column}",
-            got="nothing" if value is None else value[:80] if isinstance(value, str) else value,
-            expected=fault.rule,
-            remedy=remedy,
-        )
+        raise refusal(table.raw, fault, fault.rows.size, path)
+
+
+def refusal(raw: RawTable, fault: Fault, times: int, path: Path) -> InputError:
+    """Return the error that names the first row of a fault and how many such rows the table has."""
+    index = int(fault.rows[0])
+    value: Any = raw.value(fault.column, index)
+    many = f" (the first of {times} such rows)" if times > 1 else ""
+    return InputError(
+        f"{fault.what}{many}",
+        where=f"{raw.path} row {raw.rows[index]} column {fault.column}",
+        got="nothing" if value is None else value[:80] if isinstance(value, str) else value,
+        expected=fault.rule,
+        remedy=_cleaning(path),
+    )
+
+
+def _cleaning(path: Path) -> str:
+    return f"run `hawker logs check {path} --clean OUT` to move bad rows to a quarantine file"
 
 
 def match_visits(found: dict[str, pd.DataFrame]) -> None:
@@ -217,7 +251,7 @@ def match_visits(found: dict[str, pd.DataFrame]) -> None:
             found[name]["visit_id"] = found[name]["visit_id"].astype("str")
 
 
-def _with_shoppers(impressions: pd.DataFrame, shoppers: pd.DataFrame, path: Path) -> pd.DataFrame:
+def with_shoppers(impressions: pd.DataFrame, shoppers: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Return impressions with the shoppers' features that they lack, missing where the shopper is not known.
 
     Raises:

@@ -108,8 +108,7 @@ def read_table(path: Path) -> RawTable:
         InputError: The file is empty, damaged, not of its format, has two columns of one name, or has no row.
     """
     with _reading(path):
-        if path.stat().st_size == 0:
-            raise InputError("the file is empty (0 bytes)", where=path, remedy="write it anew")
+        _refuse_empty(path)
         if path.suffix == ".csv":
             with path.open("rb") as text:
                 raw = join(list(read_csv(text, path, block_bytes=1 << 24)))
@@ -119,8 +118,50 @@ def read_table(path: Path) -> RawTable:
             raw = RawTable(path, file, np.arange(file.metadata.num_rows, dtype=np.int64), (), False)
     check_names(raw)
     if raw.rows.size == 0 and not raw.torn:
-        raise InputError("the table has no rows", where=path, expected="at least one row")
+        raise _no_rows(path)
     return raw
+
+
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise InputError("the file is empty (0 bytes)", where=path, remedy="write it anew")
+
+
+def _no_rows(path: Path) -> InputError:
+    return InputError("the table has no rows", where=path, expected="at least one row")
+
+
+def read_pieces(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[RawTable]:
+    """Yield a Parquet file in order, some rows at a time, in memory bounded by them; a CSV file comes as one piece.
+
+    Args:
+        path: The file.
+        rows: Rows of a piece; row groups of the file may be smaller or larger.
+        columns: The columns to read; all unless told.
+
+    Raises:
+        InputError: As ``read_table``.
+    """
+    if path.suffix == ".csv":
+        yield read_table(path)
+        return
+    start, n = 0, 0
+    waiting: list[pa.RecordBatch] = []
+    with _reading(path):
+        _refuse_empty(path)
+        file = pq.ParquetFile(path)
+        check_names(RawTable(path, file, np.empty(0, np.int64), (), False))
+        if not file.metadata.num_rows:
+            raise _no_rows(path)
+        for batch in file.iter_batches(rows, columns=columns):
+            waiting.append(batch)
+            n += batch.num_rows
+            while n >= rows:  # small row groups come together: a piece costs time of its own
+                whole = pa.Table.from_batches(waiting)
+                yield RawTable(path, whole[:rows], np.arange(start, start + rows), (), False)
+                waiting, start, n = whole[rows:].to_batches(), start + rows, n - rows
+        if n:
+            yield RawTable(path, pa.Table.from_batches(waiting), np.arange(start, start + n), (), False)
 
 
 def read_csv(file: BinaryIO, path: Path, *, block_bytes: int) -> Iterator[RawTable]:

@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scipy.sparse as sp
 import scipy.stats
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from hawker.shop.figures import Figure, figure
 from hawker.simulators.likelihood import predict_rows
-from hawker.simulators.rows import Rows, encode_log
+from hawker.simulators.logistic import Logistic
+from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import Ensemble, calibrated
-from hawker.simulators.split import PARTS, shopper_codes
 from hawker.simulators.store import FittedShoppers
+from hawker.simulators.stored import some_units
+from hawker.simulators.taste_rows import believing
 
 FloatArray = npt.NDArray[np.float64]
+JUDGED = 2_000_000
+"""Rows that a fidelity report, and its baseline, are made of at most, about."""
+
 LEAST = 1e-6
 """Probabilities are kept this far from 0 and 1 before a logarithm is taken."""
 
 
-def measure_fidelity(
-    shoppers: FittedShoppers, impressions: pd.DataFrame, parts: npt.NDArray[np.int8], unit: str
-) -> dict[str, Any]:
+def measure_fidelity(shoppers: FittedShoppers, logs: Mapping[str, EncodedLog], split: dict[str, Any]) -> dict[str, Any]:
     """Return the fidelity report of freshly fitted shoppers.
 
     Every prediction is judged on the part of the log kept for estimates. The baselines learn from the same rows as the
-    ensemble that strategies train against: the constant is their click rate, the logistic regression (scikit-learn,
-    L2, C = 1) sees shopper features, item, item features, position and affinity, without interactions.
+    ensemble that strategies train against: the constant is their click rate, the logistic regression (L2, C = 1) sees
+    shopper features, item, item features, position and affinity, without interactions. Of parts of more than
+    ``JUDGED`` rows whole shoppers are drawn at random.
 
     Args:
         shoppers: The fitted shoppers.
-        impressions: The whole log in order of time.
-        parts: The part of each of its rows, shape (n,).
-        unit: What was split, "shopper" or "time".
+        logs: The parts of the log, by name.
+        split: What the report says of how it was split.
     """
     device = shoppers.arrivals["train"].shopper.device
-    train = encode_log(impressions[parts == 0], shoppers.builder, shoppers.lines, device).rows
-    held_out = impressions[parts == 2]
-    log = encode_log(held_out, shoppers.builder, shoppers.lines, device)
-    rows, cluster = log.rows, shopper_codes(held_out)[log.order]
+    whole, seed = logs["train"].rows, shoppers.config.seed
+    train, held_out = some_units(logs["train"], JUDGED, seed), some_units(logs["estimate"], JUDGED, seed)
+    rows, cluster = held_out.rows.to(device), held_out.owners()
     clicked = rows.clicked.cpu().numpy().astype(np.float64)
-    rate = (float(train.clicked.sum()) + 0.5) / (len(train) + 1.0)
+    rate = (float(whole.clicked.sum()) + 0.5) / (len(whole) + 1.0)
     predictions = {
         "constant": np.full(len(rows), rate),
-        "logistic": logistic_baseline(train, rows, shoppers),
+        "logistic": logistic_baseline(train.rows, rows, shoppers),
         "train": predict(shoppers.ensembles["train"], rows),
         "judge": predict(shoppers.ensembles["judge"], rows),
     }
@@ -66,16 +66,7 @@ def measure_fidelity(
         figures[f"auc.{name}"] = auc_figure(predictions[name], clicked)
     for name in ("constant", "logistic", "train", "judge"):
         figures[f"calibration.{name}"] = calibration_figure(predictions[name], clicked)
-    counts = {
-        part: {
-            "impressions": int((parts == i).sum()),
-            "clicks": int(impressions["clicked"].to_numpy()[parts == i].sum()),
-            "from": str(impressions["timestamp"][parts == i].min()),
-            "to": str(impressions["timestamp"][parts == i].max()),
-        }
-        for i, part in enumerate(PARTS)
-    }
-    return {"figures": figures, "split": {"unit": unit, "parts": counts}, "heads": heads(shoppers)}
+    return {"figures": figures, "split": split, "heads": heads(shoppers)}
 
 
 def heads(shoppers: FittedShoppers) -> dict[str, str]:
@@ -105,7 +96,7 @@ def batches(rows: Rows, size: int = 1 << 14) -> Iterator[Rows]:
 @torch.no_grad()
 def predict(ensemble: Ensemble, rows: Rows) -> FloatArray:
     """Return the ensemble's mean calibrated P(click) of each row, shape (n,)."""
-    found = []
+    found, rows = [], believing(ensemble.tastes, rows)
     for batch in batches(rows):
         raw = torch.stack([predict_rows(model, batch).click.exp() for model in ensemble.models])
         found.append(calibrated(raw, ensemble.calibration[0]).mean(0).double().cpu().numpy())
@@ -117,20 +108,11 @@ def logistic_baseline(train: Rows, rows: Rows, shoppers: FittedShoppers) -> Floa
     clicked = train.clicked.cpu().numpy()
     if clicked.min() == clicked.max():
         return np.full(len(rows), (clicked.sum() + 0.5) / (len(clicked) + 1.0))
-    model = LogisticRegression(C=1.0, max_iter=500).fit(_design(train, shoppers), clicked)
-    return np.asarray(model.predict_proba(_design(rows, shoppers))[:, 1])
-
-
-def _design(rows: Rows, shoppers: FittedShoppers) -> sp.csr_array:
-    features = shoppers.builder.shopper
-    shopper = ((rows.shopper.cpu().numpy() - features.centre) / features.spread)[rows.page.cpu().numpy()]
-    item = rows.item.cpu().numpy()
-    catalog = shoppers.builder.catalog
+    features, catalog = shoppers.builder.shopper, shoppers.builder.catalog
     vectors = (catalog.vectors - catalog.centre) / catalog.spread
-    position = sp.csr_array(np.eye(shoppers.size)[rows.position.cpu().numpy()])
-    affinity = sp.csr_array(rows.affinity.cpu().numpy()[:, None])
-    own = sp.csr_array((np.ones(len(item)), (np.arange(len(item)), item)), shape=(len(item), len(catalog)))
-    return sp.csr_array(sp.hstack([sp.csr_array(shopper), sp.csr_array(vectors[item]), own, position, affinity]))
+    parts = len(features.centre) + vectors.shape[1] + len(catalog) + shoppers.size + 2
+    unfitted = Logistic(features.centre, features.spread, vectors, shoppers.size, np.zeros(parts))
+    return unfitted.fit(train).predict(rows)
 
 
 def _log_losses(probability: FloatArray, clicked: FloatArray) -> FloatArray:

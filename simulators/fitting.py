@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,19 +16,25 @@ from hawker.simulators.calibration import calibrate
 from hawker.simulators.config import FitConfig
 from hawker.simulators.likelihood import Predicted, predict_rows, recall
 from hawker.simulators.memory import days_at_risk
-from hawker.simulators.rows import EncodedLog, Rows, encode_log
+from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import HEADS, IDENTITY, Ensemble, ShopperModel
-from hawker.simulators.split import bootstrap_shoppers, later_rows
+from hawker.simulators.split import bootstrap_shoppers
+from hawker.simulators.stored import some_units, with_beliefs
+from hawker.simulators.taste_fit import find_tastes
+from hawker.simulators.taste_rows import believing
 from hawker.simulators.training import Member, Trainer, of_units, train_members, unit_batches
 
 Progress = Callable[[str], None]
+
+TASTED = 1_000_000
+"""Rows that classes of taste, which have few weights, are fitted to at most, about."""
 
 SOME = 1_000
 """Shoppers who tell how far the log goes."""
 
 
 def fit_ensemble(
-    impressions: pd.DataFrame,
+    log: EncodedLog,
     builder: ContextBuilder,
     size: int,
     config: FitConfig,
@@ -42,12 +47,14 @@ def fit_ensemble(
 ) -> Ensemble:
     """Fit and calibrate an ensemble on some rows of a log.
 
-    Each member sees its own bootstrap of the shoppers and stops by the shoppers left out of it. The last rows in time
-    then calibrate the ensemble, each predicted only by the members whose bootstrap left it out, so that no click is
-    both learned from and calibrated on, and none has to be kept from learning.
+    Where shoppers are seen on more than one page, classes of taste are fitted first, for all members: they have few
+    weights. Members learn what to add to them. Each sees its own bootstrap of the shoppers and stops by the shoppers
+    left out of it. The last rows in time then calibrate the ensemble, each predicted only by the members whose
+    bootstrap left it out, so that no click is both learned from and calibrated on, and none has to be kept from
+    learning.
 
     Args:
-        impressions: The rows to learn from.
+        log: The rows to learn from, on the CPU: batches go to the device.
         builder: The shop's contexts and catalog.
         size: Positions of a page, K.
         config: How to fit.
@@ -58,26 +65,32 @@ def fit_ensemble(
         lines: The bank of lines that the log shows.
         offers: Discount tiers of the whole log, 0 (none) included; these rows may show fewer.
     """
-    log = encode_log(impressions, builder, lines, device)
     recorded = Recorded.of(log.rows)
     recorded = replace(recorded, offers=max(offers, recorded.offers))
+    tastes = None
+    if recorded.timeline:
+        progress("classes of taste")
+        seed = int(generator.integers(2**62))
+        some = some_units(log, TASTED, seed).rows.to(device)
+        tastes = find_tastes(some, builder, size, recorded, lines, seed)
+        log = with_beliefs(log, lambda rows: believing(tastes, rows.to(device)))
     members = []
     for i in range(config.members):
-        drawn, left_out = (torch.from_numpy(part).to(device) for part in bootstrap_shoppers(log.shopper, generator))
+        drawn, left_out = (torch.from_numpy(part) for part in bootstrap_shoppers(log.shopper, generator))
         architecture = ARCHITECTURES[(first_architecture + i) % len(ARCHITECTURES)]
         members.append(Member(architecture, int(generator.integers(2**62)), drawn, left_out))
     models = []
-    trainer = Trainer(log, builder, size, recorded, lines, config)
+    trainer = Trainer(log, builder, size, recorded, lines, config, device, tastes)
     for i, (model, epochs, loss) in enumerate(train_members(trainer, members)):
         told = f"{epochs} epochs, log loss {loss:.5f} on rows left out"
         told = told if len(members[i].left_out) else "no row left out to stop by, left untrained"
         progress(f"member {i + 1} of {config.members}: {told}")
         models.append(model.eval())
-    late = torch.from_numpy(later_rows(impressions, config.calibration_share)[log.order]).to(device)
+    late = log.late_pages(config.calibration_share)
     for model in models:
         _keep_within(model, log)
     unseen = [member.left_out for member in members]
-    return Ensemble(models, calibrate_ensemble(models, log, unseen, late)).to(device).eval()
+    return Ensemble(models, calibrate_ensemble(models, log, unseen, late), tastes).to(device).eval()
 
 
 @torch.no_grad()
@@ -85,8 +98,8 @@ def _keep_within(model: ShopperModel, log: EncodedLog) -> None:
     """Tell a member's memory how far the log goes, by some of its shoppers."""
     if model.memory is None or log.rows.time is None:
         return
-    some = torch.linspace(0, len(log.shopper) - 1, min(len(log.shopper), SOME)).long().to(log.rows.item.device)
-    _, carried = recall(model, of_units(log.rows, some))
+    some = torch.linspace(0, len(log.shopper) - 1, min(len(log.shopper), SOME)).long()
+    _, carried = recall(model, of_units(log.rows, some, model.position.device))
     assert carried is not None
     model.memory.keep_within(carried)
 
@@ -99,25 +112,23 @@ def calibrate_ensemble(members: list[ShopperModel], log: EncodedLog, unseen: lis
         members: The fitted models.
         log: The log that they were fitted on.
         unseen: For each member the shoppers (pages, where there is no timeline) that it has not learned from.
-        late: Which rows to calibrate on, shape (n,).
+        late: Which pages to calibrate on, shape (P,).
     """
     found: dict[str, list[tuple[Tensor, ...]]] = {head: [] for head in HEADS}
-    rows, n_units = log.rows, len(log.shopper)
-    fresh = torch.zeros(len(members), n_units, device=rows.item.device)
+    rows, n_units, device = log.rows, len(log.shopper), members[0].position.device
+    fresh = torch.zeros(len(members), n_units)
     for i, units in enumerate(unseen):
         fresh[i, units] = 1.0
-    late_pages = torch.zeros(len(rows.shopper), dtype=torch.bool, device=rows.item.device)
-    late_pages[rows.page[late]] = True
-    unit_of = torch.arange(n_units, device=rows.item.device)
+    unit_of = torch.arange(n_units)
     if rows.time is not None:
         unit_of = torch.repeat_interleave(unit_of, rows.time.first[1:] - rows.time.first[:-1])
-    everyone = unit_of[late_pages].unique()
+    everyone = unit_of[late].unique()
     for some in unit_batches(rows, everyone, 1 << 16, None):
         pages = some if rows.time is None else rows.time.pages(some)
-        batch = of_units(rows, some)
+        batch = of_units(rows, some, device)
         said = [predict_rows(member, batch) for member in members]
-        on_page = late_pages[pages]
-        member_page = fresh[:, unit_of[pages]]
+        on_page = late[pages].to(device)
+        member_page = fresh[:, unit_of[pages]].to(device)
         _collect(found, batch, said, member_page, on_page)
     calibration = IDENTITY.clone()
     with torch.enable_grad():

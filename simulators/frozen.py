@@ -163,6 +163,8 @@ class FrozenModel:
             odds.addcmul_(page.ad[:, :, None], ads[:, None])
         if page.affinity is not None:
             odds.addcmul_(page.affinity[:, :, None], self.people.affinity)
+        if page.believed is not None:
+            odds.add_(page.believed)
         return odds, items, lines
 
     def _read(self, page: Page, before: Before, odds: Tensor, items: Tensor, lines: Tensor | None) -> Read:

@@ -25,6 +25,8 @@ class Page:
         offer: Tier of the page, among those that the models know, shape (n, 1).
         tier: As 1 at its place, shape (n, tiers).
         ad: 1 where the item is an ad, shape (n, K).
+        believed: What classes of taste add to the log-odds of clicks, of clicks of anybody with these features, and of
+            purchases, shape (n, K, heads).
     """
 
     scaled: Tensor
@@ -36,6 +38,7 @@ class Page:
     offer: Tensor | None
     tier: Tensor | None
     ad: Tensor | None
+    believed: Tensor | None = None
 
     def of(self, some: slice | Tensor) -> Page:
         """Return the pages of some of the shoppers."""

@@ -16,6 +16,7 @@ from hawker.shop.decision import Decision, Outcome
 from hawker.simulators.frozen import FrozenModel
 from hawker.simulators.frozen_memory import Read
 from hawker.simulators.frozen_pages import Came, Carried, Page
+from hawker.simulators.frozen_tastes import FrozenTastes
 from hawker.simulators.memory import COUNTS, EDGES
 from hawker.simulators.pages import affinity_of
 from hawker.simulators.shopper import Ensemble, calibrated
@@ -42,7 +43,7 @@ Place = slice | Tensor
 
 
 class LearnedWorld:
-    """Thousands of shoppers at once, each living in one member of an ensemble of shopper models.
+    """Thousands of shoppers at once, each living in one member of an ensemble and in one of its classes of taste.
 
     Arriving shoppers are drawn from the contexts of the logs. Where the logs know neither returns nor leaving, as with
     logs of single impressions, those heads are absent: a visit has one page and its shopper is gone after it; where
@@ -87,6 +88,7 @@ class LearnedWorld:
         self.ensemble = ensemble.requires_grad_(False).eval()
         self.offers, self.bids = ensemble.models[0].recorded.offers, _bids(builder).to(self.device)
         self.models = [FrozenModel(model) for model in ensemble.models]
+        self._tastes = None if ensemble.tastes is None else FrozenTastes(ensemble.tastes)
         self._seconds, self.support = [*self.models[1:], self.models[0]], support if doubts else None
         self._longest = math.inf if support is None else float(support.visit)
         self._hidden = max(0 if model.memory is None else model.memory.hidden for model in self.models)
@@ -107,6 +109,9 @@ class LearnedWorld:
         if self.support is not None:
             widths["second"] = (n, self._hidden)
         state = {name: self._nothing.expand(shape) for name, shape in widths.items()}
+        if self._tastes is not None:
+            draws = torch.rand(n, generator=generator, device=self.device)
+            state["class"] = self._tastes.drawn(self.models[0].scaled(context.shopper), draws)
         return self._shoppers(context, state, generator)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -141,8 +146,8 @@ class LearnedWorld:
     ) -> tuple[Shoppers, Outcome[Tensor]]:
         """Draw what comes of one page from each shopper's own member."""
         n, size = decision.slate.shape
-        # Of each shopper: clicks and purchases by item, leaving, coming back.
-        draws = torch.rand(n, 2 * size + 2, generator=generator, device=self.device)
+        # Of each shopper: clicks and purchases by item, the class of the next visit, leaving, coming back.
+        draws = torch.rand(n, 2 * size + 3, generator=generator, device=self.device)
         answer = self._empty(n, size)
         with torch.inference_mode():
             for block, places in self.blocks(shoppers):
@@ -165,6 +170,8 @@ class LearnedWorld:
             "number": torch.where(leave, 0.0, shoppers.state["number"] + 1.0),
         }
         back = answer.get("return_probability")
+        if self._tastes is not None:
+            stays["class"] = self._tastes.moved(shoppers.state["class"], leave, draws[:, -3])
         if self.support is not None:
             stays["second"] = answer["second.memory"]
         chances: Any = {"leave_probability": answer["leave_probability"], "return_probability": back}
@@ -222,7 +229,7 @@ class LearnedWorld:
         draws: Tensor,
         answer: dict[str, Tensor],
     ) -> None:
-        """Answer the pages of a block of shoppers; ``draws`` are uniform, see ``respond``, shape (n, 2 K + 2)."""
+        """Answer the pages of a block of shoppers; ``draws`` are uniform, see ``respond``, shape (n, 2 K + 3)."""
         calibration, first = self.ensemble.calibration, self.models[0]
         context = shoppers.context.map(lambda array: array[block])
         ad, offer, copy = (
@@ -231,6 +238,8 @@ class LearnedWorld:
         decision = Decision(decision.slate[block], decision.log_prob[block], ad, offer, copy)
         affinity = affinity_of(context, decision.slate) if self._knows_affinity else None
         page = first.page(context.shopper, decision, affinity)
+        if self._tastes is not None:
+            page = replace(page, believed=self._tastes.believed(page, shoppers.state["class"][block]))
         answer = {name: value[block] for name, value in answer.items()}
         carried = None
         if self._hidden:

@@ -126,7 +126,12 @@ class ReadWorld:
         after, outcome = self.world.respond(replace(shoppers, context=context, state=inner), said, generator)
         features = self._features(context)
         affinity = affinity_of(context, decision.slate) if self._likes_affinity else None
-        page = self._frozen.page(features, decision, affinity, around=False)
+        page, odds = self._frozen.page(features, decision, affinity, around=False), None
+        if self.tastes is not None and self._tables is not None:
+            odds = self.tastes.page_odds(self._tables, page.scaled, decision)
+            expected = self.tastes.expected(self.tastes.beliefs(own["tastes"])[:, None], *odds)
+            # Clicks count for the member's head of clicks, and for that of clicks of anybody with these features.
+            page = replace(page, believed=torch.cat([expected[:, :, :1], expected], 2))
         carried = _carried(own)
         told, wishes = own["told"].split([TOLD, self._told - TOLD], 1)
         read = self._frozen.reading(page, Before(own["memory"], told, wishes, carried))
@@ -137,9 +142,9 @@ class ReadWorld:
         days = torch.zeros_like(own["gap"]) if outcome.days is None else outcome.days.clamp(max=NEVER).to(torch.float32)
         number = torch.where(leave, 0.0, own["number"] + 1.0)
         kept = {"memory": self._memory.remembered(read, came), "counts": came.counts, "gap": days, "number": number}
-        if self.tastes is not None and self._tables is not None:
+        if self.tastes is not None and odds is not None:
             happened = (clicked, outcome.converted, leave)
-            kept["tastes"] = self.tastes.after(own["tastes"], page.scaled, decision, *happened, self._tables)
+            kept["tastes"] = self.tastes.after(own["tastes"], odds, decision.slate, *happened)
         return self._seen(after, kept), outcome
 
     def _features(self, context: Context[Tensor]) -> Tensor:

@@ -15,7 +15,8 @@ from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, Effects
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
-from hawker.simulators.taste_classes import TasteClasses
+from hawker.simulators.taste_classes import CLASSES, TasteClasses
+from hawker.simulators.taste_rows import believing
 
 HEADS = ("click", "conversion", "leave", "return")
 """What is calibrated, in the order of ``Ensemble.calibration``."""
@@ -27,8 +28,9 @@ HEARD_SCALE = 5.0
 class ShopperModel(nn.Module):
     """One member: P(click) = P(examined | position) x P(click | examined, history, shopper, item and its page).
 
-    Further heads, where the log records what they need: a purchase after a click, its worth, the end of the visit,
-    and the days until the next one.
+    Where there are classes of taste, a member's log-odds of clicks and of purchases are what it adds to theirs, which
+    rows bring along (``Rows.believed``). Further heads, where the log records what they need: a purchase after a click,
+    its worth, the end of the visit, and the days until the next one.
 
     References:
         Position-based click model: Craswell et al. (2008), An Experimental Comparison of Click Position-Bias Models.
@@ -39,6 +41,7 @@ class ShopperModel(nn.Module):
     shopper_spread: Tensor
     log_price: Tensor
     line_vectors: Tensor | None
+    line_effects: Tensor
 
     def __init__(
         self,
@@ -83,7 +86,12 @@ class ShopperModel(nn.Module):
         self.memory = None
         self.leave = self.back = None
         if recorded.timeline:
-            line_width = 0 if lines is None else (architecture.hidden + 1) * (2 if recorded.conversions else 1)
+            # What entries of a line's vector do to each class, see ``hear``.
+            effects = torch.zeros(
+                CLASSES * (2 if recorded.conversions else 1), 0 if lines is None else lines.vectors.shape[1]
+            )
+            line_width = 0 if lines is None else len(effects)
+            self.register_buffer("line_effects", effects)
             surprises = OTHER_SURPRISES + architecture.hidden * (1 if lines is None else 2)
             self.memory = Memory(builder, line_width, recorded.offers, size, architecture.memory, surprises)
             self.leave = Leave(self.memory.readable_width + 1)
@@ -127,7 +135,7 @@ class ShopperModel(nn.Module):
         odds: Tensor = self.click(person, rows, self.item_vectors, self.line_vectors, keep_own, wishes)
         if self.in_view is not None:
             odds = odds + self.in_view(rows, self.size)
-        return odds
+        return odds if rows.believed is None else odds + rows.believed[:, 0]
 
     def log_examination(self) -> Tensor:
         """Return the log-probability that each position is looked at, shape (K,); the best position has 0."""
@@ -149,8 +157,10 @@ class ShopperModel(nn.Module):
             plain = replace(rows, line=None, offer=None, ad=None)
             liked = self.click(own, plain, self.item_vectors, self.line_vectors, keep_own, wishes) - self.click.base
             rest = odds - self.click.base - liked
+            if rows.believed is not None:
+                rest = rest - rows.believed[:, 0]
         bought: Tensor = found + self.match[0] * liked + self.match[1] * rest
-        return bought
+        return bought if rows.believed is None else bought + rows.believed[:, 1]
 
     def wish(self, person: Tensor) -> Tensor:
         """Return what each shopper likes, for products with ``click.items``, shape (P, h + 1); see ``item_odds``."""
@@ -238,14 +248,18 @@ class ShopperModel(nn.Module):
     def heard(self) -> Tensor | None:
         """Return what the memory reads of every line, shape (n_lines, width); None without lines.
 
-        Not its text, but what it does to clicks and purchases, beside any line at all: clicks, which are many, tell
-        which lines are alike, and what such lines do later is learned from all of them together.
+        Not its text, but what it does to the clicks and purchases of each class of taste, beside any line at all:
+        clicks, which are many, tell which lines are alike, and what such lines do later is learned from all of them
+        together.
         """
         if self.line_vectors is None:
             return None
-        layers = [layer for head in self.heads for layer in (head.line_taste, head.line_effect)]
-        parts = [nn.functional.linear(self.line_vectors, layer.weight) for layer in layers]
-        return HEARD_SCALE * torch.cat(parts, 1).detach()
+        return HEARD_SCALE * nn.functional.linear(self.line_vectors, self.line_effects)
+
+    def hear(self, tastes: TasteClasses) -> None:
+        """Take from classes of taste what lines do, for ``heard``."""
+        with torch.no_grad():
+            self.line_effects.copy_(tastes.line_effects())
 
     def summary(self, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
         """Return what the memory reads of pages that were answered, shape (P, width)."""
@@ -257,6 +271,7 @@ class ShopperModel(nn.Module):
         with torch.no_grad():
             # Expected of an item by itself: what else its page shows matters little here, and costs much.
             odds = self.click(self._apart(anybody)[0], rows, self.item_vectors, self.line_vectors, keep_own)
+            odds = odds if rows.believed is None else odds + rows.believed[:, 0]
             surprise = (clicked - self.log_click(odds, rows).exp()) * (rows.item != EMPTY)
             excess = odds - self.click.base
             liked = torch.stack([excess * clicked, excess.tanh() * clicked, excess * bought, excess.tanh() * bought], 1)
@@ -271,7 +286,14 @@ class ShopperModel(nn.Module):
         surprises = self.memory.surprises + likely.shape[1]
         return torch.cat([summed[:, :surprises], read, summed[:, surprises:]], 1)
 
-    def forward(self, shopper: Tensor, slate: Tensor, affinity: Tensor, state: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        shopper: Tensor,
+        slate: Tensor,
+        affinity: Tensor,
+        state: Tensor | None = None,
+        believed: Tensor | None = None,
+    ) -> Tensor:
         """Return P(click) at each position of a slate, shape (B, K); 0 in an empty slot.
 
         Args:
@@ -279,8 +301,9 @@ class ShopperModel(nn.Module):
             slate: Catalog indices, shape (B, K), in order of position.
             affinity: Affinity with those items, shape (B, K).
             state: State before the page, shape (B, H); None for new shoppers.
+            believed: What classes of taste expect, see ``Rows``, shape (B * K, 2); None without them.
         """
-        rows = slate_rows(shopper, slate, affinity)
+        rows = replace(slate_rows(shopper, slate, affinity), believed=believed)
         probability = self.log_click(self.log_odds(self.person(shopper, state), rows), rows).exp()
         return probability.reshape(slate.shape).masked_fill(slate == EMPTY, 0.0)
 
@@ -314,7 +337,7 @@ class Ensemble(nn.Module):
         members: The models.
         calibration: For each of ``HEADS`` intercept a and slope b of its recalibration: log-odds z become a + b z;
             shape (4, 2).
-        tastes: What is believed of a shopper's tastes, for strategies to read; None where it was not fitted.
+        tastes: Classes of taste, to which the members add; None where nobody is seen on more than one page.
     """
 
     calibration: Tensor
@@ -332,11 +355,15 @@ class Ensemble(nn.Module):
         return [member for member in self.members if isinstance(member, ShopperModel)]
 
     def raw(self, shopper: Tensor, slate: Tensor, affinity: Tensor) -> Tensor:
-        """Return the members' P(click) before calibration, shape (M, B, K); arguments as in ``ShopperModel``."""
-        return torch.stack([member(shopper, slate, affinity) for member in self.members])
+        """Return the members' P(click) for new shoppers before calibration, (M, B, K); arguments as in ``forward``."""
+        believed = believing(self.tastes, slate_rows(shopper, slate, affinity)).believed
+        return torch.stack([member(shopper, slate, affinity, None, believed) for member in self.members])
 
     def forward(self, shopper: Tensor, slate: Tensor, affinity: Tensor) -> Tensor:
-        """Return the members' calibrated P(click) for new shoppers, shape (M, B, K); 0 in an empty slot."""
+        """Return the members' calibrated P(click) for new shoppers, shape (M, B, K); 0 in an empty slot.
+
+        Arguments as in ``ShopperModel``.
+        """
         probability = calibrated(self.raw(shopper, slate, affinity), self.calibration[0])
         return probability.masked_fill(slate == EMPTY, 0.0)
 

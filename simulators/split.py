@@ -17,10 +17,12 @@ def shopper_codes(impressions: pd.DataFrame) -> npt.NDArray[np.int64]:
     Returns:
         The number of each row, shape (n,), from 0 without gaps; unknown shoppers' visits in order of appearance.
     """
-    shopper, ids = pd.factorize(impressions["shopper_id"], sort=True)  # -1 where unknown
-    visit, _ = pd.factorize(impressions["visit_id"])
-    _, code = np.unique(np.where(shopper < 0, len(ids) + visit, shopper), return_inverse=True)
-    return np.asarray(code, np.int64)
+    code, ids = pd.factorize(impressions["shopper_id"], sort=True)  # -1 where unknown
+    unknown = code < 0
+    visit, _ = pd.factorize(impressions["visit_id"][unknown])
+    code = code.astype(np.int64)
+    code[unknown] = len(ids) + visit
+    return code
 
 
 def three_way(
@@ -42,25 +44,34 @@ def three_way(
     Raises:
         InputError: The shares are not positive or do not sum to 1; a part would be empty.
     """
+    code = shopper_codes(impressions)
+    unit = "shopper" if impressions["shopper_id"].notna().any() else "time"
+    return deal(int(code.max(initial=-1)) + 1, unit, shares, seed)[code], unit
+
+
+def deal(n_units: int, unit: str, shares: tuple[float, float, float], seed: int) -> npt.NDArray[np.int8]:
+    """Deal out shoppers, or visits in order of time, to the three parts.
+
+    Args:
+        n_units: How many there are, numbered as ``shopper_codes`` does.
+        unit: "shopper", dealt out at random, or "time", of which each part is a stretch.
+        shares: As ``three_way`` takes them.
+        seed: Decides which shoppers go where.
+
+    Returns:
+        The part of each, shape (n_units,).
+
+    Raises:
+        InputError: The shares are not positive or do not sum to 1; a part would be empty.
+    """
     if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # so that NaN is refused
         raise InputError("bad shares", where="shares", got=shares, expected="three positive numbers that sum to 1")
-    bounds = np.cumsum(shares)[:2]
-    code = shopper_codes(impressions)
-    n_units = int(code.max(initial=-1)) + 1
-    unit = "shopper" if impressions["shopper_id"].notna().any() else "time"
     rank = np.random.default_rng(seed).permutation(n_units) if unit == "shopper" else np.arange(n_units)
-    part = np.searchsorted(bounds, (rank + 0.5) / max(n_units, 1))[code]
-    counts = np.bincount(part, minlength=3)
-    if counts.min() == 0:
+    part = np.searchsorted(np.cumsum(shares)[:2], (rank + 0.5) / max(n_units, 1)).astype(np.int8)
+    if np.bincount(part, minlength=3).min() == 0:
         what = "shoppers" if unit == "shopper" else "visits"
         raise InputError(f"too few {what} to split in three", where="impressions", got=n_units)
-    return part.astype(np.int8), unit
-
-
-def later_rows(impressions: pd.DataFrame, share: float) -> npt.NDArray[np.bool_]:
-    """Mark the last ``share`` of the rows in order of time, shape (n,): kept from fitting for calibration."""
-    rank = impressions["timestamp"].rank(method="first").to_numpy()
-    return np.asarray(rank > (1.0 - share) * len(impressions))
+    return part
 
 
 def bootstrap_shoppers(

@@ -103,7 +103,7 @@ class FittedShoppers:
         )
         self.support.save(directory / SUPPORT)
         if self.lines is not None:
-            text = {"vectors": self.lines.vectors, "centre": self.lines.centre}
+            text = {"vectors": self.lines.vectors, "centre": self.lines.centre, "axes": self.lines.axes}
             save_file({name: torch.from_numpy(np.array(array)) for name, array in text.items()}, directory / LINES)
         meta = {
             "size": self.size,
@@ -145,7 +145,7 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
         lines = None
         if meta["lines"] is not None:
             text = {name: value.numpy() for name, value in load_file(directory / LINES).items()}
-            lines = Lines(tuple(meta["lines"]["texts"]), text["vectors"], text["centre"], meta["lines"]["scale"])
+            lines = Lines(tuple(meta["lines"]["texts"]), **text, scale=meta["lines"]["scale"])
         ensembles, arrivals = {}, {}
         for role, first in FIRST_ARCHITECTURE.items():
             recorded = Recorded(**meta["recorded"][role])

@@ -65,6 +65,11 @@ class Support:
         longest = torch.tensor(float(pages.groupby("visit_id").size().max()))
         return cls(count(item, n_items), count(ad, n_items), count(line, bank), count(tier, offers), longest)
 
+    def plus(self, other: Support) -> Support:
+        """Return the counts of two logs of the same shop, with no visit in common."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in ("items", "ads", "lines", "offers")}
+        return Support(**counts, visit=torch.maximum(self.visit, other.visit))
+
     def missing(self, decision: Decision[Tensor]) -> Tensor:
         """Return how many of each page's impressions the log does not support, shape (B,), from 0 to K.
 

@@ -1,8 +1,9 @@
 """Latent classes of taste, between which shoppers move from visit to visit: what a shop believes of a shopper.
 
 A hidden Markov model over visits whose emissions are the clicks and purchases of whole pages. It is small, and is
-fitted to all shoppers at once by their marginal likelihood. `hawker.simulators.reader.ReadWorld` tells strategies what
-it believes.
+fitted to all shoppers at once by their marginal likelihood. The members of an ensemble add what they know to what it
+believes (`hawker.simulators.taste_rows`), the shoppers of a learned world live in its classes, and
+`hawker.simulators.reader.ReadWorld` tells strategies what it believes.
 
 References:
     Zucchini, MacDonald and Langrock (2016), Hidden Markov Models for Time Series; Craswell et al. (2008), An
@@ -27,6 +28,9 @@ from hawker.simulators.layers import Linear
 
 CLASSES = 6
 """Latent classes; a few too many cost little, since classes that are not needed become alike."""
+
+LEAST = 1e-6
+"""Probabilities are kept this far from 0 and 1 before their log-odds are taken."""
 
 FADES = ((0.6, 0.1), (0.9, 0.5))
 """What is left of what was seen a page later, and a visit later: at two speeds."""
@@ -143,6 +147,13 @@ class TasteClasses(nn.Module):
         liked = click._replace(item=click.item - self.click.base)
         return click, Utilities(*(part + self.match * more for part, more in zip(own, liked, strict=True)))
 
+    def line_effects(self) -> Tensor:
+        """Return what entries of a line's vector do to the log-odds of clicks and purchases, (K or 2 K, width)."""
+        click = self.click.line.weight + self.click.line_class.weight
+        if self.purchase is None:
+            return click
+        return torch.cat([click, self.purchase.line.weight + self.purchase.line_class.weight + self.match * click])
+
     def begin(self, scaled: Tensor) -> Tensor:
         """Return the state of new shoppers with scaled features (n, D), shape (n, width)."""
         classes = (self.start(scaled) + self.share).log_softmax(1)
@@ -186,31 +197,65 @@ class TasteClasses(nn.Module):
             share = share.scatter_add(1, kind, real)
         return share * (torch.arange(self.values, device=slate.device) < self.values - 1)
 
+    def page_odds(
+        self, tables: tuple[Utilities, Utilities | None], scaled: Tensor, decision: Decision[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return ``log_odds`` of pages without what the page and earlier ones add, both (n, K, CLASSES).
+
+        Args:
+            tables: What ``utilities`` returned.
+            scaled: Scaled features of the pages' shoppers, shape (n, D).
+            decision: The pages.
+        """
+        slate = decision.slate
+        n, size = slate.shape
+        line = None if decision.copy is None else decision.copy.reshape(-1)
+        offer = None if decision.offer is None else decision.offer[:, None].expand(-1, size).reshape(-1)
+        slot, ad = torch.arange(size, device=slate.device), None
+        if decision.ad is not None:
+            ad = (decision.ad[:, None] == slot).to(scaled.dtype).reshape(-1)
+        person = scaled[:, None].expand(-1, size, -1).reshape(n * size, -1)
+        click, purchase = self.log_odds(tables, person, (slate.clamp(min=0).reshape(-1), line, offer, ad))
+        return click.view(n, size, -1), None if purchase is None else purchase.view(n, size, -1)
+
+    def expected(self, beliefs: Tensor, click: Tensor, purchase: Tensor | None) -> Tensor:
+        """Return the log-odds of clicks and of purchases after them, less their constants, whatever the class.
+
+        Args:
+            beliefs: Probabilities of the classes, shape (..., CLASSES).
+            click: Log-odds of a click in each class, shape (..., CLASSES).
+            purchase: Log-odds of a purchase after it, in its shape.
+
+        Returns:
+            Shape (..., 2), or (..., 1) where there are no purchases.
+        """
+        likely = beliefs * click.sigmoid()
+        clicked = likely.sum(-1)
+        found = [clicked.clamp(LEAST, 1 - LEAST).logit() - self.click.base]
+        if purchase is not None and self.purchase is not None:
+            bought = (likely * purchase.sigmoid()).sum(-1) / clicked.clamp(min=LEAST)
+            found.append(bought.clamp(LEAST, 1 - LEAST).logit() - self.purchase.base)
+        return torch.stack(found, -1)
+
     def after(
-        self, state: Tensor, scaled: Tensor, decision: Decision[Tensor], clicked: Tensor, converted: Tensor | None,
-        leaves: Tensor, tables: tuple[Utilities, Utilities | None],
+        self, state: Tensor, odds: tuple[Tensor, Tensor | None], slate: Tensor, clicked: Tensor,
+        converted: Tensor | None, leaves: Tensor,
     ) -> Tensor:  # fmt: skip
         """Return the state at the next page, shape (n, width).
 
         Args:
             state: At the page that was answered, shape (n, width).
-            scaled: Scaled features of its shoppers, shape (n, D).
-            decision: The page.
+            odds: What ``page_odds`` says of it.
+            slate: What it showed, shape (n, K).
             clicked: Shape (n, K).
             converted: Where the click led to a purchase, shape (n, K), or None.
             leaves: Where the page was the last one of its visit, shape (n,) bool.
-            tables: What ``utilities`` returned.
         """
-        slate = decision.slate
         n, size = slate.shape
-        slot = torch.arange(size, device=slate.device)
-        around = self.around(slate) + self.seen(state, slate.clamp(min=0))
-        line = None if decision.copy is None else decision.copy.reshape(-1)
-        offer = None if decision.offer is None else decision.offer[:, None].expand(-1, size).reshape(-1)
-        ad = None if decision.ad is None else (decision.ad[:, None] == slot).to(state.dtype).reshape(-1)
-        parts = (slate.clamp(min=0).reshape(-1), line, offer, ad)
-        person = scaled[:, None].expand(-1, size, -1).reshape(n * size, -1)
-        click, purchase = self.log_odds(tables, person, parts, around.reshape(-1))
+        around = (self.around(slate) + self.seen(state, slate.clamp(min=0)))[:, :, None]
+        click, purchase = odds
+        click = (click + around).flatten(0, 1)
+        purchase = None if purchase is None else (purchase + self.match * around).flatten(0, 1)
         log_examined = (self.position - self.position.max())[:size].expand(n, -1).reshape(-1)
         likely = log_likelihood(
             click, purchase, log_examined, clicked.reshape(-1), None if converted is None else converted.reshape(-1)
@@ -225,11 +270,7 @@ class TasteClasses(nn.Module):
         return torch.cat([classes, *seen], 1)
 
     def log_odds(
-        self,
-        tables: tuple[Utilities, Utilities | None],
-        scaled: Tensor,
-        parts: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
-        around: Tensor,
+        self, tables: tuple[Utilities, Utilities | None], scaled: Tensor, parts: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, Tensor | None]:
         """Return the log-odds of clicks and of purchases after them in each class, both (n, CLASSES).
 
@@ -237,9 +278,8 @@ class TasteClasses(nn.Module):
             tables: What ``utilities`` returned.
             scaled: Scaled features of each row's shopper, shape (n, D).
             parts: Item, line (-1 for none), offer and whether it is an ad, shape (n,) each; None where there is none.
-            around: What the page and earlier ones add, shape (n,).
         """
-        alike = self.click.shopper(scaled) + around[:, None]  # for all classes
+        alike = self.click.shopper(scaled)  # for all classes
         click = part_sum(tables[0], parts) + alike
         if self.purchase is None or tables[1] is None:
             return click, None

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.lines import Lines
 from hawker.simulators.appeal import Recorded
-from hawker.simulators.rows import Rows, Timeline, encode_log
+from hawker.simulators.rows import Rows, Timeline
 from hawker.simulators.taste_classes import CLASSES, FADES, TasteClasses, log_likelihood, part_sum
 
 STEPS = 100
@@ -214,17 +213,14 @@ def _log_marginal(model: TasteClasses, block: _Block) -> Tensor:
 
 
 def find_tastes(
-    impressions: pd.DataFrame,
-    builder: ContextBuilder,
-    size: int,
-    recorded: Recorded,
-    lines: Lines | None,
-    seed: int,
-    device: torch.device,
+    rows: Rows, builder: ContextBuilder, size: int, recorded: Recorded, lines: Lines | None, seed: int
 ) -> TasteClasses:
-    """Return the classes of taste that a log shows; arguments as for `hawker.simulators.fitting.fit_ensemble`."""
-    rows = encode_log(impressions, builder, lines, device).rows
+    """Return the classes of taste that a log with a timeline shows; ``seed`` is that of their first weights.
+
+    The other arguments are as for `hawker.simulators.shopper.ShopperModel`.
+    """
     clicks = float(rows.clicked.sum())
     bought = 0.0 if rows.converted is None else float(rows.converted.nan_to_num().sum())
     rates = (clicks + 1.0) / (len(rows) + 2.0), (bought + 1.0) / (clicks + 2.0)
-    return fit_taste_classes(TasteClasses(builder, size, recorded, lines, *rates).to(device), rows, seed)
+    unfitted = TasteClasses(builder, size, recorded, lines, *rates).to(rows.item.device)
+    return fit_taste_classes(unfitted, rows, seed)

@@ -21,6 +21,7 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.likelihood import negative_log_likelihood, predict_rows
 from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import ShopperModel
+from hawker.simulators.taste_classes import TasteClasses
 
 HISTORY_EPOCHS = 8
 """Most passes over a log whose shoppers have a history; the step size falls to zero over them."""
@@ -48,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Trainer:
-    """What the members of an ensemble have in common: their log, their shop, and how to fit."""
+    """What the members of an ensemble have in common: their log, their shop, how to fit, and where to compute."""
 
     log: EncodedLog
     builder: ContextBuilder
@@ -56,6 +57,8 @@ class Trainer:
     recorded: Recorded
     lines: Lines | None
     config: FitConfig
+    device: torch.device
+    tastes: TasteClasses | None = None
 
     def build(self, member: Member) -> tuple[ShopperModel, torch.Generator]:
         """Return an untrained member, and the generator that its training goes on with."""
@@ -63,7 +66,10 @@ class Trainer:
         # One pseudo-click keeps the starting click rate inside (0, 1) where a log has no click or nothing else.
         ctr = (float(rows.clicked.sum()) + 1.0) / (len(rows) + 2.0)
         shape = (self.builder, self.size, member.architecture, ctr, generator, self.recorded, self.lines)
-        return ShopperModel(*shape).to(rows.item.device), generator
+        model = ShopperModel(*shape).to(self.device)
+        if self.tastes is not None and self.lines is not None:
+            model.hear(self.tastes)
+        return model, generator
 
     def train(self, member: Member) -> tuple[dict[str, Tensor], int, float]:
         """Return a trained member's weights, its epochs, and its loss on those left out."""
@@ -79,7 +85,7 @@ def train_members(trainer: Trainer, members: list[Member]) -> Iterator[tuple[Sho
     are too small for a second thread to pay. The weights do not depend on how many cores there are.
     """
     workers = min(available_cores(), len(members))
-    if trainer.log.rows.item.device.type != "cpu" or len(trainer.log.rows) < LONG or workers < 2:
+    if trainer.device.type != "cpu" or len(trainer.log.rows) < LONG or workers < 2:
         found = map(trainer.train, members)
         yield from _filled(trainer, members, found)
         return
@@ -129,7 +135,9 @@ def _train_here(member: Member) -> tuple[dict[str, Tensor], int, float]:
     return _here.train(member)
 
 
-def shopper_batches(rows: Rows, units: Tensor, size: int, generator: torch.Generator | None) -> Iterator[Rows]:
+def shopper_batches(
+    rows: Rows, units: Tensor, size: int, generator: torch.Generator | None, device: torch.device
+) -> Iterator[Rows]:
     """Yield whole shoppers of a log, about ``size`` rows at a time, in random order where a generator is given.
 
     Args:
@@ -137,14 +145,16 @@ def shopper_batches(rows: Rows, units: Tensor, size: int, generator: torch.Gener
         units: Shoppers of its timeline, or pages where it has none, shape (m,); they may repeat.
         size: Rows of a batch.
         generator: Decides the order.
+        device: Where to put them.
     """
     for some in unit_batches(rows, units, size, generator):
-        yield of_units(rows, some)
+        yield of_units(rows, some, device)
 
 
-def of_units(rows: Rows, units: Tensor) -> Rows:
-    """Return the rows of those shoppers, or pages where there is no timeline."""
-    return rows.take(units) if rows.time is None else rows.take(rows.time.pages(units), rows.time.take(units))
+def of_units(rows: Rows, units: Tensor, device: torch.device) -> Rows:
+    """Return the rows of those shoppers, or pages where there is no timeline, on a device."""
+    taken = rows.take(units) if rows.time is None else rows.take(rows.time.pages(units), rows.time.take(units))
+    return taken.to(device)
 
 
 def unit_batches(rows: Rows, units: Tensor, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
@@ -152,7 +162,7 @@ def unit_batches(rows: Rows, units: Tensor, size: int, generator: torch.Generato
     if not len(units):
         return
     if generator is not None:
-        units = units[torch.randperm(len(units), generator=generator).to(rows.item.device)]
+        units = units[torch.randperm(len(units), generator=generator)]
     if rows.time is None:
         yield from units.split(size)
         return
@@ -175,7 +185,8 @@ def fit_member(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     best_loss, best_epoch = math.inf, 0
     best_weights = {name: value.clone() for name, value in model.state_dict().items()}
-    n_rows = sum(len(batch) for batch in shopper_batches(log.rows, drawn, 1 << 20, None))
+    ends = log.rows.start if log.rows.time is None else log.rows.start[log.rows.time.first]
+    n_rows = int(torch.diff(ends)[drawn].sum())
     size, epochs = config.batch, config.epochs
     if log.rows.time is not None:
         # A hundred steps an epoch or more: weights of histories need them.
@@ -183,7 +194,7 @@ def fit_member(
     precisions = [(parameter, 1.0 / scale**2) for parameter, scale in _prior_scales(model, config)]
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0 - epoch / epochs)
     for epoch in range(1, epochs + 1):
-        for rows in shopper_batches(log.rows, drawn, size, generator):
+        for rows in shopper_batches(log.rows, drawn, size, generator, device):
             keep = (torch.rand(len(model.item_vectors), generator=generator) >= config.id_dropout).float().to(device)
             loss = negative_log_likelihood(model, rows, predict_rows(model, rows, keep, clicked_only=True)) / len(rows)
             optimizer.zero_grad()
@@ -205,7 +216,7 @@ def fit_member(
 @torch.no_grad()
 def _mean_loss(model: ShopperModel, rows: Rows, units: Tensor) -> float:
     total, n = torch.zeros((), dtype=torch.float64), 0
-    for batch in shopper_batches(rows, units, 1 << 16, None):
+    for batch in shopper_batches(rows, units, 1 << 16, None, model.position.device):
         total += negative_log_likelihood(model, batch, predict_rows(model, batch, clicked_only=True)).double().cpu()
         n += len(batch)
     return float(total) / n if n else math.nan

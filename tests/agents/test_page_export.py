@@ -18,7 +18,7 @@ from hawker.agents.page_world import read
 from hawker.policies.bundle import GOLDEN, GRAPH, ITEMS, MANIFEST
 from hawker.policies.page import PageLayout
 from hawker.policies.page_actor import PageActor, PageStrategy
-from hawker.policies.page_bundle import LINES, MEMORY, READER, AnsweredPages, PageBundle
+from hawker.policies.page_bundle import LINES, MEMORY, READER, REASONS, AnsweredPages, PageBundle
 from hawker.policies.trained import POLICY
 from hawker.shop.artefacts import CHECKSUMS, sha256
 from hawker.shop.context import Context
@@ -58,10 +58,11 @@ def test_report_gives_every_figure_with_its_sample(served_pages, bundle):
     assert 0 < figures["max_delta_log_prob_float32"]["value"] <= 1e-4
     assert figures["max_delta_context"]["value"] <= 1e-5
     assert 0 < figures["max_delta_log_prob_read"]["value"] <= 1e-4
+    assert 0 < figures["max_delta_reasons"]["value"] <= 1e-4
     assert figures["max_delta_log_prob_read"]["n"] == 24 * page_export.LIVED_PAGES
     files = [file for file in (served_pages / "bundle").iterdir() if file.is_file()]
     assert {file.name for file in files} == {
-        GRAPH, READER, MEMORY, ITEMS, LINES, GOLDEN, MANIFEST, CHECKSUMS,
+        GRAPH, READER, MEMORY, ITEMS, LINES, REASONS, GOLDEN, MANIFEST, CHECKSUMS,
     }  # fmt: skip
     assert figures["bytes"]["value"] == sum(file.stat().st_size for file in files)
     assert report["digest"] == bundle.digest == sha256(served_pages / "bundle" / CHECKSUMS)

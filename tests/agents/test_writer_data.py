@@ -20,8 +20,10 @@ from hawker.agents.writer_data import (
     tier_discounts,
 )
 from hawker.policies.briefs import Brief
+from hawker.policies.guardrails import Guardrails
 from hawker.shop.errors import InputError
 
+RULES = Guardrails.load()
 ITEMS = pd.DataFrame(
     {
         "item_id": ["a", "b"],
@@ -110,11 +112,14 @@ def line(text: str, shown: int, lift: float, clicks: float = 100.0) -> LoggedLin
 
 def test_lines_are_drawn_by_impressions_and_lift(nothing_global: None):
     lines = [line("x", 10, 1.0), line("y", 10, 2.0), line("z", 40, 1.0)]
-    drawn = Counter(drew.line for drew in draw_lines(lines, 18_000, 2.0, seed=0))  # 10 : 40 : 40 of 90
-    assert [drawn[name] / 18_000 for name in "xyz"] == pytest.approx([1 / 9, 4 / 9, 4 / 9], abs=0.02)
-    assert draw_lines(lines, 50, 2.0, seed=1) == draw_lines(lines, 50, 2.0, seed=1)
+    shout = line("BUY NOW!!!", 90, 3.0)  # refused, so that the others' shares are as if it were not there
+    drawn = Counter(drew.line for drew in draw_lines([*lines, shout], RULES, 1_800, 2.0, seed=0))  # 10 : 40 : 40 of 90
+    assert [drawn[name] / 1_800 for name in "xyz"] == pytest.approx([1 / 9, 4 / 9, 4 / 9], abs=0.04)
+    assert draw_lines(lines, RULES, 50, 2.0, seed=1) == draw_lines(lines, RULES, 50, 2.0, seed=1)
     with pytest.raises(InputError, match="no lines to learn from"):
-        draw_lines([], 3, 1.0, 0)
+        draw_lines([], RULES, 3, 1.0, 0)
+    with pytest.raises(InputError, match="refuse nearly every line of the log; got '0 of 60 pass'"):
+        draw_lines([shout], RULES, 3, 1.0, 0)
 
 
 def test_read_pairs(tmp_path: Path):

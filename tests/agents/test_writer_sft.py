@@ -12,12 +12,13 @@ from hawker.agents.writer_config import SftConfig
 from hawker.agents.writer_data import LoggedLine
 from hawker.agents.writer_sft import sft
 from hawker.policies.briefs import Brief
+from hawker.policies.guardrails import Guardrails
 from hawker.policies.small_writer import small_model
 from hawker.policies.writer import Writer, load_causal
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 
-CPU = torch.device("cpu")
+CPU, RULES = torch.device("cpu"), Guardrails.load()
 POT, HAT = Brief("headline", title="Tea pot"), Brief("headline", title="Wool hat")
 LINES = [
     LoggedLine(POT, "A quiet pot for slow mornings", 10, 9, 6.0, 1.5),
@@ -31,7 +32,7 @@ def quiet(done: int, total: int, value: float) -> None:
 
 
 def run_sft(where: Path, model: Path, config: SftConfig = CONFIG, resume: bool = False, progress: Any = quiet) -> Any:
-    return sft(Run(where), str(model), LINES, config, resume, progress)
+    return sft(Run(where), str(model), LINES, RULES, config, resume, progress)
 
 
 def losses(report: dict[str, Any]) -> list[float]:
@@ -114,7 +115,7 @@ def test_only_the_line_counts(chat: bool, tmp_path: Path):
     """The first step's loss is the mean over the line's tokens, its end included, given the prompt."""
     model = small_model(tmp_path / "model", [line.line for line in LINES], chat=chat, pad=False)
     config = SftConfig(**{**CONFIG.__dict__, "steps": 1, "batch": 1, "rows": 1})
-    _, report = sft(Run(tmp_path), str(model), LINES[:1], config, False, quiet)
+    _, report = sft(Run(tmp_path), str(model), LINES[:1], RULES, config, False, quiet)
     writer, lm = Writer.load(str(model), CPU), load_causal(model, torch.float32)
     start = writer._prompt_ids(POT)
     said = writer.tokenizer(LINES[0].line if chat else f" {LINES[0].line}")["input_ids"] + [0]
@@ -135,7 +136,7 @@ def test_every_weight_may_be_trained(small_lm: Path, tmp_path: Path):
 @pytest.mark.parametrize(("lines", "message"), [([], "no lines to learn from")])
 def test_nothing_to_learn(small_lm: Path, tmp_path: Path, lines: list[LoggedLine], message: str):
     with pytest.raises(InputError, match=message):
-        sft(Run(tmp_path), str(small_lm), lines, CONFIG, False, quiet)
+        sft(Run(tmp_path), str(small_lm), lines, RULES, CONFIG, False, quiet)
     assert not any(tmp_path.iterdir())
 
 

@@ -15,10 +15,11 @@ from hawker.app.bench import (
     run_pareto,
     run_signal,
     run_speed,
+    run_why,
     run_writer,
 )
 from hawker.app.cli import _parse
-from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, writer
+from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, why, writer
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -174,24 +175,40 @@ def test_exploits_are_run_as_they_were_asked_for(quick: bool, monkeypatch: pytes
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_writer_is_trained_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
-    ran: list[tuple[writer.WriterConfig, bool]] = []
+    ran: list[tuple[writer.WriterConfig, bool, Path | None]] = []
 
-    def bench_writer(config: writer.WriterConfig, told: Any, *, ablations: bool) -> dict[str, Any]:
-        ran.append((config, ablations))
+    def bench_writer(config: writer.WriterConfig, told: Any, *, ablations: bool, keep: Path | None) -> dict[str, Any]:
+        ran.append((config, ablations, keep))
         return {"figures": {}, "seeds": list(config.seeds), "samples": [], "details": []}
 
     monkeypatch.setattr("hawker.benchmarks.writer.bench_writer", bench_writer)
-    report = run_writer("tiny", (4, 5), quick, quick, print)
+    keep = None if quick else Path("writers")
+    report = run_writer("tiny", (4, 5), quick, quick, keep, print)
     whole = writer.WriterConfig(model="tiny", seeds=(4, 5))
-    assert ran == [(dataclasses.replace(writer.QUICK, model="tiny", seeds=(4,)) if quick else whole, quick)]
+    assert ran == [(dataclasses.replace(writer.QUICK, model="tiny", seeds=(4,)) if quick else whole, quick, keep)]
     asked = _parse("bench writer", shlex.split(report["command"])[3:])
     assert (asked.model, asked.quick, asked.ablations, asked.seeds) == ("tiny", quick, quick, ran[0][0].seeds)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_reasons_are_removed_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    ran: list[why.WhyConfig] = []
+
+    def bench_why(config: why.WhyConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.why.bench_why", bench_why)
+    report = run_why((4, 5), quick, print)
+    assert ran == [dataclasses.replace(why.QUICK, seeds=(4,)) if quick else why.WhyConfig(seeds=(4, 5))]
+    asked = _parse("bench why", shlex.split(report["command"])[3:])
+    assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
 
 
 def test_writing_needs_trl(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="the writer needs trl"):
-        run_writer("tiny", (4,), True, False, print)
+        run_writer("tiny", (4,), True, False, None, print)
 
 
 def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch):

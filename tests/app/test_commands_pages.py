@@ -37,6 +37,17 @@ def test_decide_answers_with_a_whole_page_and_takes_it_back(served_pages, tmp_pa
     assert json.loads((tmp_path / "answer.json").read_text()) == told
 
 
+def test_decide_says_why(served_pages, tmp_path, capsys):
+    request = tmp_path / "page.json"
+    request.write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z"}))
+    words = ["decide", str(served_pages / "bundle"), "--context", str(request), "--greedy"]
+    assert main([*words, "--why"]) == 0
+    why = json.loads(capsys.readouterr().out)["why"]
+    assert why["slate"][-1]["sentence"].startswith("slot ")
+    assert main(words) == 0
+    assert "why" not in json.loads(capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

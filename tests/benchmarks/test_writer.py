@@ -41,7 +41,7 @@ def detail(shift: float) -> dict:
         "sft": first,
         "grpo": after,
         "no kl": after | {"ctr": 0.09},
-        "best_of_4": 0.11,
+        "best_of_4": [0.10, 0.11, 0.12],
         "deep": {"places": [0, 2], "best": [0.2, 0.25]},
         "hostile": 2,
         "plain_rate": 100.0,

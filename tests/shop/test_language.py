@@ -91,7 +91,8 @@ def test_similar_texts_are_closer():
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("Red  SHOES!", "red shoes"),
+        ("Red,  SHOES.", "red shoes"),
+        ("wow\uff01\uff01", "wow !!"),  # full-width marks
         ("caf\u00e9", "cafe\u0301"),  # composed and decomposed
         ("\uff34\uff25\uff21", "tea"),  # full-width letters
         (
@@ -116,6 +117,8 @@ def test_what_does_not_count(one: str, other: str):
         ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u0928\u0926"),  # as do vowel signs
         ("\u9ed2\u3044\u9774", "\u8d64\u3044\u5e3d\u5b50"),
         ("\u20ac 5", "$ 5"),
+        ("shoes", "shoes!!!"),
+        ("wow!!!", "wow!"),
     ],
 )
 def test_what_counts_in_every_script(one: str, other: str):
@@ -231,10 +234,13 @@ def test_model_vectors_by_hand(tiny: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, lm = AutoTokenizer.from_pretrained(tiny), AutoModelForCausalLM.from_pretrained(tiny)
+    between = tokenizer("\n")["input_ids"]
     for text in TEXTS:
+        ids = tokenizer(text)["input_ids"]
         with torch.no_grad():
-            states = lm(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][0]
-        mean = states.mean(0).numpy()
+            states = lm(torch.tensor([[*ids, *between, *ids]]), output_hidden_states=True).hidden_states
+        assert len(states) == 3  # tokens, and two layers
+        mean = states[1][0, -len(ids) :].mean(0).numpy()
         vector = ModelEncoder(str(tiny), CPU).encode([text])[0]
         assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
 
@@ -291,7 +297,7 @@ def not_finite(model: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(model / "model.safetensors")
-    weights["model.norm.weight"] *= float("nan")
+    weights["model.embed_tokens.weight"] *= float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -20,11 +20,18 @@ from hawker.simulators.fidelity import (
     predict,
 )
 from hawker.simulators.likelihood import predict_rows
-from hawker.simulators.rows import encode_log
+from hawker.simulators.rows import EncodedLog, encode_log
 from hawker.simulators.shopper import calibrated
-from hawker.simulators.split import three_way
+from hawker.simulators.split import PARTS, three_way
+from hawker.simulators.store import FittedShoppers
 
 Z = 1.959964
+
+
+def encoded(shoppers: FittedShoppers, impressions: pd.DataFrame, parts: np.ndarray) -> dict[str, EncodedLog]:
+    """Return the parts of a log, encoded."""
+    rows = {name: impressions[parts == i].reset_index(drop=True) for i, name in enumerate(PARTS)}
+    return {name: encode_log(part, shoppers.builder, None, torch.device("cpu")) for name, part in rows.items()}
 
 
 def test_auc_is_the_share_of_pairs_in_order():
@@ -163,8 +170,9 @@ def test_logistic_baseline_finds_what_positions_and_items_do(tables, shoppers):
 def test_everything_is_judged_on_the_estimate_part(tables, shoppers, fitted):
     impressions = tables[0]
     parts, unit = three_way(impressions, shoppers.config.shares, shoppers.config.seed)
-    report = measure_fidelity(shoppers, impressions, parts, unit)
+    report = measure_fidelity(shoppers, encoded(shoppers, impressions, parts), fitted[2]["split"])
     assert report == fitted[2]
+    assert report["split"]["unit"] == unit
     clicked = impressions["clicked"].to_numpy(float)
     held_out, rate = clicked[parts == 2], (clicked[parts == 0].sum() + 0.5) / ((parts == 0).sum() + 1)
     constant = -np.log(np.where(held_out == 1, rate, 1 - rate)).mean()
@@ -185,7 +193,8 @@ def test_shoppers_widen_the_interval_where_they_were_split(tables, shoppers):
     parts, unit = three_way(impressions, (0.3, 0.3, 0.4), 0)
     assert unit == "shopper"
     strangers = impressions.assign(shopper_id=pd.Series([None] * len(impressions), dtype="str"))
-    by_shopper, by_row = (measure_fidelity(shoppers, log, parts, unit)["figures"] for log in (impressions, strangers))
+    logs = (encoded(shoppers, log, parts) for log in (impressions, strangers))
+    by_shopper, by_row = (measure_fidelity(shoppers, log, {})["figures"] for log in logs)
     one, other = by_shopper["log_loss.constant"], by_row["log_loss.constant"]
     assert one["value"] == other["value"]
     assert one["high"] - one["low"] == pytest.approx(math.sqrt(20) * (other["high"] - other["low"]), rel=0.1)

@@ -18,6 +18,7 @@ from hawker.shop.artefacts import read_json, sha256
 from hawker.shop.config import load_config
 from hawker.shop.decision import Decision
 from hawker.shop.errors import InputError
+from hawker.simulators import arrivals
 from hawker.simulators import fit as fit_module
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fit import fit
@@ -436,9 +437,9 @@ def test_a_write_that_fails_half_way_leaves_the_previous_shoppers(fitted, fast, 
 
 
 def test_of_a_long_log_some_arrivals_are_kept(fitted, fast, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "MAX_ARRIVALS", 50)
+    monkeypatch.setattr(arrivals, "MAX_ARRIVALS", 50)
     shoppers, report = fit(fitted[0] / "logs", tmp_path / "out", fast, silent)
-    assert {len(arrivals.shopper) for arrivals in shoppers.arrivals.values()} == {50}
+    assert {len(context.shopper) for context in shoppers.arrivals.values()} == {50}
     known = set(map(tuple, shoppers.builder.from_impressions(shoppers.read_part("train")).shopper.tolist()))
     assert set(map(tuple, shoppers.arrivals["train"].shopper.tolist())) <= known
     assert report == fitted[2], "the models learn from all rows"

@@ -26,7 +26,8 @@ def fit(impressions: pd.DataFrame, items: pd.DataFrame, config: FitConfig, seed:
     told: list[str] = []
     builder = ContextBuilder.fit(impressions, items)
     size = int(impressions["position"].max()) + 1
-    ensemble = fit_ensemble(impressions, builder, size, config, 0, np.random.default_rng(seed), CPU, told.append)
+    log = encode_log(impressions, builder, None, CPU)
+    ensemble = fit_ensemble(log, builder, size, config, 0, np.random.default_rng(seed), CPU, told.append)
     return ensemble, told
 
 
@@ -57,7 +58,8 @@ def test_same_seed_same_weights(tables, fast):
 def test_the_last_rows_calibrate_by_the_members_that_have_not_seen_them(tables, fast):
     impressions, items = tables
     ensemble, _ = fit(impressions, items, fast)
-    generator, late, unseen = np.random.default_rng(0), np.arange(700, 1000), []
+    # The last 300 rows, and the one that was shown at the moment of the first of them.
+    generator, late, unseen = np.random.default_rng(0), np.arange(699, 1000), []
     for _ in range(2):
         _, left_out = bootstrap_shoppers(shopper_codes(impressions), generator)
         generator.integers(2**62)  # the member's own seed

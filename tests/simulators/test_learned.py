@@ -15,6 +15,8 @@ from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.memory import COUNTS
 from hawker.simulators.rows import Rows, Timeline
 from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.taste_classes import CLASSES
+from hawker.simulators.taste_rows import believed
 from hawker.simulators.world import Shoppers
 
 
@@ -239,7 +241,8 @@ def test_a_world_without_candidates_keeps_the_whole_catalog(journeys, write_logs
 def test_a_world_remembers_as_its_models_were_taught(lasting):
     """Played page by page, the state is what the models make of the same history at once, within whatever range."""
     models = [unbounded(model) for model in lasting.ensemble.models]
-    ensemble = Ensemble(models, lasting.ensemble.calibration)
+    tastes = lasting.ensemble.tastes
+    ensemble = Ensemble(models, lasting.ensemble.calibration, tastes)
     lasting = LearnedWorld(lasting.builder, ensemble, lasting.arrive(500, seeded(9)).context, 3, lasting.lines)
     n, steps = 60, 7
     batch, pages = lasting.arrive(n, seeded(0)), []
@@ -272,6 +275,8 @@ def test_a_world_remembers_as_its_models_were_taught(lasting):
             offer=laid(lambda b, d, o: d.offer).repeat_interleave(3),
             ad=ad,
         )
+        lived_in = torch.nn.functional.one_hot(laid(lambda b, d, o: b.state["class"]), CLASSES).float()
+        rows = dataclasses.replace(rows, believed=believed(tastes, lived_in, rows))
         time = Timeline(
             torch.arange(len(own) + 1) * steps,
             laid(lambda b, d, o: b.state["gap"]),

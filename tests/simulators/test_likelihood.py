@@ -18,7 +18,6 @@ from hawker.simulators.memory import EDGES, MOOD_SCALE
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import HEADS, ShopperModel
 from hawker.simulators.small import small_tables
-from hawker.simulators.split import later_rows
 
 CPU = torch.device("cpu")
 
@@ -156,14 +155,12 @@ def test_every_head_is_calibrated_on_the_late_events_of_shoppers_not_seen(journe
     lines = Lines.from_impressions(impressions, load_encoder("hashed:16", CPU))
     log = encode_log(impressions, builder, lines, CPU)
     rows, time = log.rows, log.rows.time
-    late = torch.from_numpy(later_rows(impressions, 0.4)[log.order])
+    late_pages = log.late_pages(0.4)
     fresh = torch.arange(0, len(time), 2)
-    got = calibrate_ensemble([model], log, [fresh], late)
+    got = calibrate_ensemble([model], log, [fresh], late_pages)
     assert got.shape == (len(HEADS), 2)
     said, pages = predict_rows(model, rows), torch.zeros(len(rows.shopper), dtype=torch.bool)
     pages[time.pages(fresh)] = True
-    late_pages = torch.zeros_like(pages)
-    late_pages[rows.page[late]] = True
     row, page = (pages & late_pages)[rows.page], pages & late_pages
     sold = row & (rows.clicked > 0)
     ends = page & ~time.closes.isnan()

@@ -18,6 +18,7 @@ from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import ReadWorld, _columns, _with_history
 from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.store import load_shoppers
+from hawker.simulators.taste_rows import believed
 
 REWARD = RewardSpec(conversion=5.0)
 
@@ -70,6 +71,7 @@ def test_the_memory_is_of_what_was_seen(lasting, read):
     features = torch.cat([here.context.shopper[:, :numbers], here.context.shopper[:, numbers + history :]], 1)
     carried = model.memory.start(model.scaled(features))
     gap = number = torch.zeros(40)
+    tastes, state = read.tastes, read.tastes.begin(model.scaled(features))
     for page in range(5):
         told = model.memory.before(carried, clock_of(gap, number))
         width = told.shape[1]
@@ -80,7 +82,10 @@ def test_the_memory_is_of_what_was_seen(lasting, read):
         decision = decided(here.context, page)
         rows = shown_rows(model, dataclasses.replace(here.context, shopper=features), decision)
         rows = dataclasses.replace(rows, affinity=torch.zeros_like(rows.affinity))
+        rows = dataclasses.replace(rows, believed=believed(tastes, tastes.beliefs(state), rows))
         here, outcome = read.respond(here, decision, seeded(page))
+        odds = tastes.page_odds(tastes.utilities(), model.scaled(features), decision)
+        state = tastes.after(state, odds, decision.slate, outcome.clicked, outcome.converted, outcome.leave)
         rows = dataclasses.replace(
             rows,
             clicked=outcome.clicked.flatten(),
@@ -110,7 +115,9 @@ def by_class(read, context, items, offer=None, line=None):
     scaled = tastes.scaled(read._features_of(context.shopper))
     person = scaled[:, None].expand(-1, count, -1).reshape(n * count, -1)
     parts = tuple(None if part is None else torch.full((n * count,), part) for part in (line, offer))
-    odds = tastes.log_odds(tables, person, (items.reshape(-1), *parts, None), tastes.seen(state, items).reshape(-1))
+    odds = tastes.log_odds(tables, person, (items.reshape(-1), *parts, None))
+    seen = tastes.seen(state, items).reshape(-1, 1)
+    odds = odds[0] + seen, odds[1] + tastes.match * seen
     worth = odds[0].sigmoid() * (1 + 5 * odds[1].sigmoid())
     return (worth.reshape(n, count, -1) * belief[:, None]).sum(2)
 

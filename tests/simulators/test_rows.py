@@ -15,7 +15,7 @@ from hawker.shop.errors import InputError
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
 from hawker.simulators import rows as rows_module
-from hawker.simulators.rows import EncodedLog, Rows, Timeline, encode_log, ranges
+from hawker.simulators.rows import EncodedLog, Rows, Timeline, encode_log, encode_piece, ranges
 from hawker.simulators.small import small_tables
 from hawker.simulators.split import shopper_codes
 
@@ -300,3 +300,85 @@ def test_however_a_log_is_shuffled_its_rows_stand_in_the_same_order(pages, seed)
     if found.rows.time is not None:
         first = torch.searchsorted(found.rows.page, found.rows.time.first[:-1])
         assert sorted(unit[one[first.numpy()]]) == sorted(unit.unique()), "every shopper in one piece"
+
+
+def test_late_pages_are_the_last_in_time_and_all_of_the_moment_where_the_cut_falls(monkeypatch):
+    rows = [(f"v{i}", 0, position, f"s{i}", f"2026-01-{1 + i:02d}", i, 0) for i in range(10) for position in range(2)]
+    log = encoded(log_of(rows))
+    assert log.late_pages(0.3).tolist() == [False] * 7 + [True] * 3
+    assert log.late_pages(0.25).tolist() == [False] * 7 + [True] * 3, "half of a page makes it late"
+    assert not log.late_pages(0.0).any()
+    assert log.late_pages(1.0).all()
+    together = encoded(log_of(rows).assign(timestamp=pd.Timestamp("2026-01-01", tz="UTC")))
+    assert together.late_pages(0.3).all()
+    monkeypatch.setattr(rows_module, "LATE", 4)
+    assert log.late_pages(0.5).tolist() == [False] * 8 + [True] * 2, "a long log's last rows are enough"
+
+
+def test_whom_rows_belong_to(diary):
+    code = shopper_codes(log_of(DIARY))
+    assert diary.owners().tolist() == code[diary.order].tolist()
+
+
+def test_who_does_something_outside_the_logged_pages_has_come_back():
+    """Ann buys in a branch between two visits, Bob after his last one; what happens around a page is no visit more."""
+    log = log_of(
+        [
+            ("v1", 0, 0, "ann", "2026-01-01 10:00", 0, 0),
+            ("v2", 0, 0, "ann", "2026-01-09 10:00", 1, 0),
+            ("v3", 0, 0, "bob", "2026-01-02 10:00", 2, 0),
+            ("v4", 0, 0, "cid", "2026-01-03 10:00", 3, 0),
+            ("v5", 0, 0, None, "2026-01-03 12:00", 3, 0),
+            ("v6", 0, 0, "dan", "2026-01-10 00:00", 3, 0),
+            ("v6", 1, 0, "dan", "2026-01-10 00:02", 3, 0),
+        ]
+    )
+    done = [
+        ("ann", "2026-01-04 10:00"),
+        ("ann", "2026-01-05 22:00"),
+        ("ann", "2026-01-09 10:20"),  # still in the shop
+        ("bob", "2026-01-05 10:00"),
+        ("cid", "2026-01-03 09:45"),  # on the way to the page
+        ("cid", "2026-01-11 09:45"),  # after the log's end
+        ("eve", "2026-01-03 09:45"),  # was never shown anything
+    ]
+    events = pd.DataFrame(done, columns=["shopper_id", "timestamp"])
+    events["timestamp"] = pd.to_datetime(events["timestamp"], utc=True)
+    end = log["timestamp"].max()
+    time, plain = (encode_piece(log, BUILDER, None, end, known).rows.time for known in (events, None))
+    # Pages: ann's two, bob's, cid's, dan's two, the stranger's.
+    assert time.wait[:4].tolist() == [3, 1, 3, 7]
+    assert time.returned[:4].tolist() == [1, 0, 1, 0]
+    assert time.gap[:4].tolist() == pytest.approx([0, 3.5, 0, 0])
+    assert plain.wait[:4].tolist() == [8, 1, 8, 7]
+    assert plain.returned[:4].tolist() == [1, 0, 0, 0]
+    assert plain.gap[:4].tolist() == [0, 8, 0, 0]
+    assert math.isnan(time.returned[6])
+    for name in ("closes", "number", "first"):
+        assert torch.equal(getattr(time, name).nan_to_num(-1), getattr(plain, name).nan_to_num(-1))
+
+
+@given(
+    pages=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), min_size=1, max_size=20, unique=True),
+    done=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), max_size=20),
+)
+def test_events_shop_by_shop_and_hour_by_hour(pages, done):
+    """Times in hours, each page a visit: the rules one by one."""
+    start = pd.Timestamp("2026-01-01", tz="UTC")
+    log = log_of([(f"v{i}", 0, 0, f"s{who}", "2026-01-01", 0, 0) for i, (who, _) in enumerate(pages)])
+    log["timestamp"] = start + pd.to_timedelta([7 * hour for _, hour in pages], unit="h")
+    log = log.sort_values(["timestamp", "visit_id"], ignore_index=True)
+    events = pd.DataFrame({"shopper_id": [f"s{who}" for who, _ in done]})
+    events["timestamp"] = start + pd.to_timedelta([7 * hour + 1 for _, hour in done], unit="h")
+    found = encode_piece(log, BUILDER, None, log["timestamp"].max(), events)
+    last = max(hour for _, hour in pages)
+    for page, (who, hour) in enumerate(sorted(pages)):
+        later = [7 * other for one, other in pages if one == who and other > hour]
+        later += [7 * other + 1 for one, other in done if one == who and hour <= other < last]
+        until = min(later, default=7 * last)
+        assert found.rows.time.wait[page] == until // 24 - 7 * hour // 24
+        assert found.rows.time.returned[page] == bool(later)
+        earlier = [7 * other for one, other in pages if one == who and other < hour]
+        if earlier:
+            earlier += [7 * other + 1 for one, other in done if one == who and other < hour]
+            assert found.rows.time.gap[page] == pytest.approx((7 * hour - max(earlier)) / 24, abs=1e-6)

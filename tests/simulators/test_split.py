@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.errors import InputError
-from hawker.simulators.split import bootstrap_shoppers, later_rows, shopper_codes, three_way
+from hawker.simulators.split import bootstrap_shoppers, shopper_codes, three_way
 
 SHARES = (0.6, 0.2, 0.2)
 
@@ -78,15 +78,6 @@ def test_what_cannot_be_split_is_refused(ids, shares, message):
     with pytest.raises(InputError) as caught:
         three_way(log(ids), shares, 0)
     assert message in str(caught.value)
-
-
-def test_later_rows_are_the_last_in_time_also_where_times_are_equal():
-    frame = log([None] * 10).sample(frac=1, random_state=0)
-    late = later_rows(frame, 0.3)
-    assert late.sum() == 3
-    assert frame["timestamp"][late].min() > frame["timestamp"][~late].max()
-    assert later_rows(frame.assign(timestamp=frame["timestamp"].iloc[0]), 0.3).tolist() == [False] * 7 + [True] * 3
-    assert not later_rows(frame, 0.0).any()
 
 
 def test_bootstrap_draws_shoppers_whole():

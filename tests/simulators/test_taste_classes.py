@@ -88,7 +88,8 @@ def test_a_page_moves_beliefs_by_bayes_rule(tastes):
         expected = expected.softmax(1)
         switch = tastes.switch.sigmoid()
         expected[leaves] = (1 - switch) * expected[leaves] + switch * tastes.share.softmax(0)
-        state = tastes.after(state, scaled, decision, clicked, converted, leaves, tables)
+        odds = tastes.page_odds(tables, scaled, decision)
+        state = tastes.after(state, odds, decision.slate, clicked, converted, leaves)
         torch.testing.assert_close(tastes.beliefs(state), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -101,7 +102,8 @@ def test_what_was_seen_fades_by_page_and_by_visit(tastes):
         for who, item in ((shopper, item) for shopper in range(2) for item in decision.slate[shopper].tolist()):
             for kind in tastes.kinds[item].tolist() if item >= 0 else ():
                 expected[who, :, kind] += 1 / 3
-        state = tastes.after(state, scaled, decision, torch.zeros(2, 3), None, leaves, tables)
+        odds = tastes.page_odds(tables, scaled, decision)
+        state = tastes.after(state, odds, decision.slate, torch.zeros(2, 3), None, leaves)
         # Both shoppers' sums fade to the next page here; the second one's is on another visit.
         seen = state[:, CLASSES:].reshape(2, len(FADES), -1)
         for speed, (page, visit) in enumerate(FADES):
@@ -109,6 +111,28 @@ def test_what_was_seen_fades_by_page_and_by_visit(tastes):
             torch.testing.assert_close(seen[1, speed], visit * expected[1, speed])
             expected[0, speed] *= page
             expected[1, speed] *= page * visit
+
+
+def test_what_is_expected_is_the_mean_over_classes(tastes):
+    n = 5
+    decision, scaled = pages(tastes, n, 3), features(tastes, n)
+    click, purchase = tastes.page_odds(tastes.utilities(), scaled, decision)
+    belief = torch.rand(n, CLASSES, generator=seeded(6)).softmax(1)
+    told = tastes.expected(belief[:, None], click, purchase)
+    assert told.shape == (n, 3, 2)
+    none = torch.zeros(n, len(FADES), tastes.values)
+    alone = decision.slate.clone()
+    for who, slot in itertools.product(range(n), range(3)):
+        if decision.slate[who, slot] < 0:
+            continue
+        decision.slate[:] = -1
+        decision.slate[who, slot] = alone[who, slot]  # with nothing around it
+        liked, bought = by_hand(tastes, scaled, decision, none, who, slot)
+        look = (tastes.position[slot] - tastes.position.max()).exp()
+        clicks, both = (belief[who] * liked / look).sum(), (belief[who] * liked / look * bought).sum()
+        expected = torch.stack([clicks.logit() - tastes.click.base, (both / clicks).logit() - tastes.purchase.base])
+        torch.testing.assert_close(told[who, slot], expected, atol=1e-4, rtol=1e-4)
+    assert tastes.expected(belief[:, None], click, None).shape == (n, 3, 1)
 
 
 def test_worth_weighs_clicks_and_purchases(tastes):

@@ -58,12 +58,14 @@ def test_the_likelihood_sums_over_every_path_of_classes(shop):
         )
         flat = torch.cat([torch.zeros(1, CLASSES), state[:, CLASSES:]], 1)
         happened = (own.clicked[mine][None], own.converted[mine][None])
-        moved = model.after(flat, scaled[page : page + 1], decision, *happened, torch.tensor([False]), tables)
+        page_odds = model.page_odds(tables, scaled[page : page + 1], decision)
+        moved = model.after(flat, page_odds, decision.slate, *happened, torch.tensor([False]))
         # log_softmax has taken out a constant: put it back from the likelihoods of the first class.
         around = model.around(decision.slate) + model.seen(state, decision.slate)
         ad = (torch.arange(3) == decision.ad[0]).float()
         parts = (decision.slate[0], copy[0], decision.offer.expand(3), ad)
-        click, purchase = model.log_odds(tables, scaled[page].expand(3, -1), parts, around[0])
+        click, purchase = model.log_odds(tables, scaled[page].expand(3, -1), parts)
+        click, purchase = click + around[0][:, None], purchase + model.match * around[0][:, None]
         likely = log_likelihood(
             click, purchase, model.position - model.position.max(), *(part[0] for part in happened)
         ).sum(0)
@@ -72,7 +74,7 @@ def test_the_likelihood_sums_over_every_path_of_classes(shop):
         if last[page]:
             by_visit.append(visit)
             visit = torch.zeros(CLASSES)
-        state = model.after(state, scaled[page : page + 1], decision, *happened, last[page : page + 1], tables)
+        state = model.after(state, page_odds, decision.slate, *happened, last[page : page + 1])
     switch, share = model.switch.sigmoid(), model.share.softmax(0)
     move = (1 - switch) * torch.eye(CLASSES) + switch * share
     total = torch.zeros(())
@@ -106,14 +108,13 @@ def test_planted_classes_are_found(shop, journeys):
     impressions["clicked"] = clicked.astype(int)
     impressions["converted"] = (clicked & (generator.random(len(impressions)) < 0.3)).astype(int)
     recorded = shoppers.ensembles["train"].models[0].recorded
-    found = find_tastes(impressions, shoppers.builder, 3, recorded, shoppers.lines, 0, CPU)
-    again = find_tastes(impressions, shoppers.builder, 3, recorded, shoppers.lines, 0, CPU)
+    log = encode_log(impressions, shoppers.builder, shoppers.lines, CPU)
+    found, again = (find_tastes(log.rows, shoppers.builder, 3, recorded, shoppers.lines, 0) for _ in range(2))
     for one, other in zip(found.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     red = torch.tensor(items[list(shoppers.builder.catalog.item_ids)].str.contains("red|old").to_numpy())
     table = found.utilities()[0].item
     likes = table[red].mean(0) - table[~red].mean(0)  # by class
-    log = encode_log(impressions, shoppers.builder, shoppers.lines, CPU)
     tables, time = found.utilities(), log.rows.time
     believed = []
     for who in range(len(time)):
@@ -125,7 +126,8 @@ def test_planted_classes_are_found(shop, journeys):
                 own.item[mine][None], torch.zeros(1), offer=own.offer[mine][:1], copy=own.line[mine][None]
             )
             happened = (own.clicked[mine][None], own.converted[mine][None], torch.tensor([False]))
-            state = found.after(state, found.scaled(own.shopper[page : page + 1]), decision, *happened, tables)
+            odds = found.page_odds(tables, found.scaled(own.shopper[page : page + 1]), decision)
+            state = found.after(state, odds, decision.slate, *happened)
         believed.append(float(found.beliefs(state)[0] @ likes))
     told = np.array([int(name[1:]) % 2 for name in impressions["shopper_id"].iloc[log.order[_first_rows(log.rows)]]])
     values = np.array(believed)
@@ -142,6 +144,7 @@ def test_a_log_without_purchases_offers_or_lines_has_classes(shop, journeys):
     recorded = dataclasses.replace(
         shoppers.ensembles["train"].models[0].recorded, conversions=False, revenue=False, offers=1
     )
-    found = find_tastes(impressions, shoppers.builder, 3, recorded, None, 0, CPU)
+    rows = encode_log(impressions, shoppers.builder, None, CPU).rows
+    found = find_tastes(rows, shoppers.builder, 3, recorded, None, 0)
     assert found.purchase is None
     assert all(torch.isfinite(weights).all() for weights in found.parameters())

@@ -12,7 +12,7 @@ from hawker.shop.context import ContextBuilder
 from hawker.simulators import training
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fitting import fit_ensemble
-from hawker.simulators.rows import Rows, Timeline
+from hawker.simulators.rows import Rows, Timeline, encode_log
 from hawker.simulators.small import small_tables
 from hawker.simulators.training import shopper_batches
 
@@ -40,7 +40,7 @@ def test_batches_hold_every_drawn_shopper_once_and_whole(lengths, size, seed, da
     units = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=60))
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     found: list[tuple[int, ...]] = []
-    for batch in shopper_batches(rows, torch.tensor(units, dtype=torch.long), size, generator):
+    for batch in shopper_batches(rows, torch.tensor(units, dtype=torch.long), size, generator, CPU):
         ends = torch.searchsorted(batch.page, batch.time.first)
         assert len(ends) == len(batch.time) + 1 > 1
         # A page's gap is its number in the log: the timeline went along with the rows.
@@ -52,7 +52,9 @@ def test_batches_hold_every_drawn_shopper_once_and_whole(lengths, size, seed, da
 
 def test_batches_are_of_about_the_size_asked_for():
     rows = numbered([1 + i % 7 for i in range(400)])
-    sizes = [len(batch) for batch in shopper_batches(rows, torch.arange(400), 200, torch.Generator().manual_seed(0))]
+    sizes = [
+        len(batch) for batch in shopper_batches(rows, torch.arange(400), 200, torch.Generator().manual_seed(0), CPU)
+    ]
     assert max(sizes) < 400
     assert np.mean(sizes) > 100
     assert len(set(sizes)) > 3
@@ -62,7 +64,7 @@ def test_one_long_shopper_is_not_padded_to_by_all():
     """The padding of a batch stays within a few times its rows."""
     rows = numbered([5000, *([2] * 3000)])
     for generator in (None, torch.Generator().manual_seed(0)):
-        for batch in shopper_batches(rows, torch.arange(3001), 1000, generator):
+        for batch in shopper_batches(rows, torch.arange(3001), 1000, generator, CPU):
             count = batch.time.first[1:] - batch.time.first[:-1]
             assert len(count) * int(count.max()) <= max(4 * len(batch), 5000)
 
@@ -72,7 +74,7 @@ def test_batches_come_in_an_order_of_the_generator():
 
     def order(seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
-        return [batch.item.tolist() for batch in shopper_batches(rows, torch.arange(100), 30, generator)]
+        return [batch.item.tolist() for batch in shopper_batches(rows, torch.arange(100), 30, generator, CPU)]
 
     assert order(0) == order(0) != order(1)
 
@@ -80,7 +82,7 @@ def test_batches_come_in_an_order_of_the_generator():
 def test_pages_of_nobody_in_particular_come_in_batches_too():
     rows = dataclasses.replace(numbered([1] * 20), time=None)
     units = torch.tensor([3, 3, 7, 19])
-    batches = list(shopper_batches(rows, units, 3, torch.Generator().manual_seed(0)))
+    batches = list(shopper_batches(rows, units, 3, torch.Generator().manual_seed(0), CPU))
     assert [len(batch.shopper) for batch in batches] == [3, 1]
     pages = sorted(rows.page[item].item() for batch in batches for item in batch.item)
     assert pages == sorted(page for page in units.tolist() for _ in range(page % 3 + 1))
@@ -93,7 +95,8 @@ def test_members_trained_in_processes_of_their_own_are_the_same(monkeypatch: pyt
     weights = []
     for long in (1 << 30, 1):
         monkeypatch.setattr(training, "LONG", long)
-        ensemble = fit_ensemble(impressions, builder, 3, config, 0, np.random.default_rng(0), CPU, told.append)
+        log = encode_log(impressions, builder, None, CPU)
+        ensemble = fit_ensemble(log, builder, 3, config, 0, np.random.default_rng(0), CPU, told.append)
         weights.append(ensemble.state_dict())
     assert len(told) == 4
     assert weights[0].keys() == weights[1].keys()

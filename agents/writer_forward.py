@@ -1,0 +1,113 @@
+"""What trl asks of a model, with less work: prompts are read once, and nothing of them meets the vocabulary.
+
+trl's trainers ask for the likelihood of an answer's tokens by ``model(..., labels=labels, fused_lm_head=True)``, where
+labels are -100 for the prompt. On a CPU that forward multiplies the prompt's positions by the vocabulary too, and a
+prompt is read anew for every line that is written for it; so it is for generation. Prompts are many times as long as
+lines of copy, so that nearly all time goes there.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hawker.policies.prefix import go_on, placed, read_once
+
+IGNORED = -100
+"""The label of a token that is not scored."""
+
+
+def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
+    """Let the models of a trl trainer read each prompt once a batch, where they learn on a CPU.
+
+    On a GPU trl's own kernels score answers alone, and what is computed twice there saves memory.
+
+    Args:
+        trainer: One of trl's that has given its models a fused head: SFT, DPO, GRPO or RLOO.
+        temperature: What logits are divided by, as trl was told.
+    """
+    if trainer.args.device.type != "cpu":
+        return
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    models: list[Any] = [trained, getattr(trainer, "ref_model", None)]
+    for model in (each for each in models if each is not None):
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.forward = types.MethodType(_scoring(base, temperature), base)
+        model.generate = functools.partial(_generate, base)
+
+
+def _scoring(model: Any, temperature: float) -> Any:
+    plain = model.forward
+
+    @functools.wraps(type(model).forward)  # generation looks at the signature
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return plain(*args, **kwargs)
+        ids, mask, labels = (kwargs[name] for name in ("input_ids", "attention_mask", "labels"))
+        begin = int((labels[:, 1:] != IGNORED).any(0).int().argmax())  # the position that says an answer's first token
+        if begin == 0:  # nothing stands before it
+            return plain(*args, fused_lm_head=True, **kwargs)
+        cache = read_once(self, ids[:, :begin], mask[:, :begin])
+        said = plain(
+            input_ids=ids[:, begin:-1],
+            attention_mask=mask[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            **{name: places[:, begin:-1] for name, places in placed(self, mask).items()},
+        ).logits
+        return _scored(said, labels, temperature, kwargs.get("num_items_in_batch"))
+
+    return forward
+
+
+def _scored(said: Tensor, labels: Tensor, temperature: float, items: Any) -> Any:
+    """Return trl's output for labels (B, T): of each but the first its log-probability and more, (B, T - 1).
+
+    Args:
+        said: Logits (B, W, V) of the last W of T - 1 positions; no label before them counts.
+        labels: Tokens; ``IGNORED`` where none is scored.
+        temperature: What logits are divided by.
+        items: Answers' tokens in the whole step, where several batches make one; else None.
+    """
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    wanted = labels[:, 1:] != IGNORED
+    scored = wanted[:, -said.shape[1] :]
+    logits, token = said[scored].float() / temperature, labels[:, -said.shape[1] :][scored]
+    total = logits.logsumexp(1)
+    log_probs = logits.gather(1, token[:, None])[:, 0] - total
+    with torch.no_grad():
+        entropy = total - (logits.softmax(1) * logits).sum(1)
+        squared = (2 * logits).logsumexp(1) - 2 * total
+        mean, top = logits.mean(1), logits.argmax(1) == token
+
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+
+    return FusedCausalLMOutput(
+        loss=-log_probs.sum() / (wanted.sum().clamp(min=1) if items is None else items),
+        log_probs=spread(log_probs),
+        entropy=spread(entropy),
+        log_sum_sq_probs=spread(squared),
+        mean_logits=spread(mean),
+        is_top1=spread(top),
+        label_mask=wanted,
+    )
+
+
+def _generate(model: Any, *, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **_: Any) -> Tensor:
+    """Return prompts with their answers, padded on the right, shape (n, width + longest answer), as trl expects them.
+
+    Of the configuration, what `hawker.agents.writer_grpo` sets counts: the longest answer and the temperature.
+    """
+    ends, most = generation_config.eos_token_id, generation_config.max_new_tokens
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    said = go_on(model, input_ids, attention_mask, most, generation_config.temperature, ends)
+    answers = torch.full((len(said), max(map(len, said))), generation_config.pad_token_id).to(input_ids)
+    for answer, tokens in zip(answers, said, strict=True):
+        answer[: len(tokens)] = torch.as_tensor(tokens)
+    return torch.cat([input_ids, answers], 1)

@@ -1,0 +1,89 @@
+"""Prompts read once: the same logits and gradients as when every row is read, padding and repeats included."""
+
+import pytest
+import torch
+
+from hawker.policies.prefix import go_on, goes_on, placed, read_once
+from hawker.policies.small_writer import small_model
+from hawker.policies.writer import load_causal
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory):
+    return load_causal(small_model(tmp_path_factory.mktemp("model") / "lm", ["a pot for tea"] * 3), torch.float32)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four prompts of which two are the same, one shorter, and answers of three tokens."""
+    ids = torch.randint(5, 250, (4, 9), generator=torch.Generator().manual_seed(0))
+    ids[2, :6] = ids[0, :6]
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    return ids, mask
+
+
+def test_places_count_tokens(model):
+    places = placed(model, torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]))
+    assert places["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+
+
+def test_logits_and_gradients_are_those_of_the_whole(model):
+    ids, mask = batch()
+    found = []
+    for once in (False, True):
+        model.zero_grad()
+        told = {"attention_mask": mask, **placed(model, mask)}
+        if once:
+            told["position_ids"] = told["position_ids"][:, 6:]
+            told["past_key_values"] = read_once(model, ids[:, :6], mask[:, :6])
+        logits = model(input_ids=ids[:, 6:] if once else ids, **told).logits[:, -3:]
+        logits.square().mean().backward()
+        found.append((logits.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_equal_prompts_are_read_once(model, monkeypatch: pytest.MonkeyPatch):
+    ids, mask = batch()
+    read = []
+    plain = model.base_model.forward
+    monkeypatch.setattr(model.base_model, "forward", lambda **told: read.append(told["input_ids"]) or plain(**told))
+    assert read_once(model, ids[:, :6], mask[:, :6]).get_seq_length() == 6
+    assert [len(rows) for rows in read] == [3]
+    # What stands under padding does not make prompts differ.
+    ids[3], mask[3], ids[3, :2] = ids[1], mask[1], 7
+    read_once(model, ids[:, :6], mask[:, :6])
+    assert len(read[1]) == 2
+
+
+def test_what_follows_is_what_the_model_generates(model):
+    ids, mask = batch()
+    greedy = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 1}
+    whole = model.generate(input_ids=ids, attention_mask=mask, eos_token_id=[], **greedy)[:, 9:]
+    ends = [int(whole[0, 1]), int(whole[1, 4])]  # so that rows end one by one
+    said = go_on(model, ids, mask, 9, 0.0, ends)
+    for row, tokens in zip(whole.tolist(), said, strict=True):
+        length = next((i + 1 for i, token in enumerate(row) if token in ends), 9)
+        assert tokens == row[:length]
+    assert len({len(tokens) for tokens in said}) > 1
+
+
+def test_draws_follow_the_models_probabilities(model):
+    ids, mask = batch()
+    ids, mask = ids[:1].expand(20_000, -1), mask[:1].expand(20_000, -1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
+        said = go_on(model, ids, mask, 1, 0.1, [])
+        expected = (model(input_ids=ids[:1]).logits[0, -1] / 0.1).softmax(0)
+    counts = torch.bincount(torch.tensor(said)[:, 0], minlength=len(expected)) / 20_000
+    assert torch.allclose(counts, expected, atol=0.015)
+
+
+def test_only_models_that_go_on_from_a_cache(model):
+    class Other:
+        def forward(self, input_ids: torch.Tensor) -> None:
+            """Read anew every time."""
+
+    assert goes_on(model)
+    assert not goes_on(Other())
+    assert placed(Other(), torch.ones(1, 1)) == {}
