@@ -70,8 +70,9 @@ def compare_reasons(reasons: PageReasons, scores: PageScores, pages: Pages) -> f
     apart = 0.0
     for part, there in reasons.there(pages).items():
         found, values = reasons.score(pages, part), logits[part]
-        assert values is not None
         chosen = pages.picks.lines if part == "copy" else getattr(pages.picks, part)
+        assert values is not None
+        assert chosen is not None
         place = chosen.reshape(there.shape) % values.shape[1]  # of none, the last one
         if part == "slate" and pages.picks.ad is not None:
             values = np.where(np.arange(values.shape[1]) == pages.picks.ad[:, None], -np.inf, values)

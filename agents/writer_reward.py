@@ -43,6 +43,11 @@ class Preferences(Protocol):
         ...
 
 
+TAIL = 0.1
+"""Share of the first writer's lines that lie beyond the floors. Held against the mean, half of them would be punished,
+and what is but ordinary variation between lines would count for more than what shoppers say."""
+
+
 @dataclass(frozen=True)
 class Level:
     """What the lines of the first writer are like.
@@ -50,8 +55,8 @@ class Level:
     Attributes:
         spread: Standard deviation of the shoppers' total among lines for one brief.
         preference: Standard deviation of the preference model's score among lines for one brief.
-        fluency: Mean nats per token under the untouched model.
-        repeated: Mean of ``repetition``.
+        fluency: Nats per token under the untouched model that all but ``TAIL`` of them reach.
+        repeated: ``repetition`` that all but ``TAIL`` of them stay below.
     """
 
     spread: float
@@ -64,9 +69,9 @@ class WriterReward:
     """The reward of lines, as trl's GRPOTrainer calls it; every part is logged by itself.
 
     The reward of a line is the shoppers' total, in units of ``Level.spread`` and relative to its group, plus the
-    preference likewise, less penalties: for each nat a token below the first writer's fluency; for pairs of words that
-    other lines of the batch use too, beyond what the first writer repeats; and for a line that a guardrail refuses or
-    that did not end, which also gains nothing from shoppers and preference.
+    preference likewise, less penalties: for each nat a token below the least fluent of the first writer's lines; for
+    pairs of words that other lines of the batch use too, beyond its most repeated ones (``TAIL`` aside); and for a line
+    that a guardrail refuses or that did not end, which also gains nothing from shoppers and preference.
 
     Args:
         assignments: What there is to write for; the dataset's column ``row`` counts them.
@@ -118,8 +123,8 @@ class WriterReward:
         self._level = Level(
             _within(total, flat),
             _within(preference, flat),
-            float(np.nanmean(nats)) if np.isfinite(nats).any() else 0.0,
-            float(np.concatenate(repeated).mean()),
+            float(np.nanquantile(nats, TAIL)) if np.isfinite(nats).any() else 0.0,
+            float(np.quantile(np.concatenate(repeated), 1 - TAIL)),
         )
         return self._level
 

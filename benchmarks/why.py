@@ -106,7 +106,8 @@ def bench_why(config: WhyConfig, told: Told) -> dict[str, Any]:
         InputError: No seeds, or a fit that failed.
     """
     require_seeds(config.seeds, "why.seeds")
-    started, world, details = time.perf_counter(), BazaarWorld(load_bazaar(), _CPU), []
+    started, world = time.perf_counter(), BazaarWorld(load_bazaar(), _CPU)
+    details: list[dict[str, Any]] = []
     found: list[Removals] = []
     for seed in config.seeds:
         told(f"seed {seed}")
@@ -193,7 +194,7 @@ def remove(reasons: PageReasons, pages: Pages, draws: int, seed: int) -> Removal
     if pages.picks.ad is not None:  # there being no ad has no item's reasons
         none = np.flatnonzero((part == "ad") & (pages.picks.ad == EMPTY))
         columns = [groups.index(group) for group in reasons.groups["ad"] if group not in reasons.groups["slot"]]
-        size[np.ix_(none, columns)] = np.nan
+        size[none[:, None], columns] = np.nan
     return Removals(part, size, moved, once)
 
 

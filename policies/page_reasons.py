@@ -193,7 +193,8 @@ class PageReasons:
                 score[part_of], usual[part_of] = found[..., -1], found[..., 0]
                 shares = shapley_values(found)
                 size[part_of, :, : shares.shape[2]] = shares
-        return Reasons(groups, there * score, there * usual, there[..., None] * size, there)
+        told: Floats = np.where(there[..., None], size, 0.0)
+        return Reasons(groups, np.where(there, score, 0.0), np.where(there, usual, 0.0), told, there)
 
     def _coalitions(self, pages: Pages, part: str, place: Array, items: int) -> Floats:
         """Return the scores of every coalition of shoppers' groups, ``items`` groups of items, and the offer."""
@@ -212,7 +213,8 @@ class PageReasons:
         ways = Ways(shopper.reshape(len(own), -1, own.shape[1]), sources, source, tiers)
         worth = self.scores(pages, part, place, ways)  # (B, n, S * M, V)
         worth = worth.reshape(*worth.shape[:2], len(known), m, worth.shape[3]).mean(3)
-        return np.swapaxes(worth, 2, 3).reshape(*worth.shape[:2], -1)  # shoppers' groups are the lower bits
+        found: Floats = np.swapaxes(worth, 2, 3).reshape(*worth.shape[:2], -1)  # shoppers' groups are the lower bits
+        return found
 
     def score(self, pages: Pages, part: str) -> Floats:
         """Return the scores of one part of pages as they are, (B, n), as ``Reasons`` has them."""
@@ -308,10 +310,12 @@ class PageReasons:
             return place, (place != EMPTY) & organic & more
         if part == "ad":
             assert picks.ad is not None
-            return picks.ad[:, None], self._bidders(pages).any(1)[:, None]
+            found: npt.NDArray[np.bool_] = np.asarray(self._bidders(pages).any(1)).reshape(-1, 1)
+            return picks.ad[:, None], found
         if part == "slot":
             assert picks.slot is not None
-            return picks.slot[:, None], (picks.slot != EMPTY)[:, None] & (picks.slate.shape[1] > 1)
+            slot, slots = picks.slot[:, None], picks.slate.shape[1]
+            return slot, (slot != EMPTY) & np.full_like(slot, slots > 1, bool)
         if part == "offer":
             assert picks.offer is not None
             return picks.offer[:, None], np.full((len(picks.offer), 1), len(self._a["head.offer.bias"]) > 1)
@@ -437,7 +441,8 @@ class PageReasons:
         odds = [np.take_along_axis(values, best, 2).mean(2, keepdims=True) for values in odds]
         plain = np.log(np.maximum(self._worth(look, odds), LEAST))
         moved = [values + table for values, table in zip(odds, self._a[f"effect_{name}"], strict=True)]
-        return weight * (np.log(np.maximum(self._worth(look, moved), LEAST)) - plain)
+        found: Floats = weight * (np.log(np.maximum(self._worth(look, moved), LEAST)) - plain)
+        return found
 
 
 def picks_of(context: Context[Array], decision: Decision[Array]) -> Picks:
@@ -453,13 +458,15 @@ def picks_of(context: Context[Array], decision: Decision[Array]) -> Picks:
 
 def _one_hot(place: Array, length: int) -> Floats:
     """Return 1 at each place (...), 0 elsewhere, (..., length); of ``EMPTY`` it is the first place."""
-    return (np.arange(length) == np.maximum(place, 0)[..., None]).astype(np.float64)
+    found: Floats = (np.arange(length) == np.maximum(place, 0)[..., None]).astype(np.float64)
+    return found
 
 
 def _mean(logits: Floats, others: Array) -> Floats:
     """Return the mean of logits (B, S, C) over some of them (B, n, C), shape (B, n, S)."""
     shares = others / np.maximum(others.sum(2, keepdims=True), 1)
-    return shares @ np.swapaxes(logits, 1, 2)
+    found: Floats = shares @ np.swapaxes(logits, 1, 2)
+    return found
 
 
 def _margin(logits: Floats, place: Array) -> Floats:
@@ -467,7 +474,8 @@ def _margin(logits: Floats, place: Array) -> Floats:
     length = logits.shape[3]
     chosen = _one_hot(place, length)
     weights = chosen - (1.0 - chosen) / max(length - 1, 1)
-    return np.einsum("bswa,bna->bnsw", logits, weights, optimize=True)
+    found: Floats = np.einsum("bswa,bna->bnsw", logits, weights, optimize=True)
+    return found
 
 
 def _bound(scores: Floats) -> Floats:

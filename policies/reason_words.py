@@ -100,14 +100,16 @@ def _reason(
         for i in order.tolist()
         if abs(size[i]) >= SMALLEST
     ]
-    said = "; ".join(f"{reason['size']:+.2f} for {reason['words']}" for reason in named)
     score, usual = float(reasons.score[0, place]), float(reasons.usual[0, place])
+    said = [f"{reason['size']:+.2f} for {reason['words']}" for reason in named]
+    if item is None:  # what is usual is the same choice for other shoppers
+        said.insert(0, f"{usual:+.2f} for usual shoppers")
     return {
         "score": score,
         "usual": usual,
         "reasons": named,
         "rest": score - usual - sum(reason["size"] for reason in named),
-        "sentence": f"{who}: {said or 'as for a usual shopper'}",
+        "sentence": f"{who}: {'; '.join(said) or 'as a usual item for usual shoppers'}",
     }
 
 
@@ -126,6 +128,9 @@ def _words(group: str, pages: Pages, told: Told, item: int | None) -> str:
                 told_of = told.catalog.vectors[item, start : start + len(known)]
                 return f"{words} ({known[int(told_of.argmax())]})" if told_of.any() else f"{words} (unknown)"
             start += len(known)
+    if group == "features":
+        names = [name for name in (*features.numeric, *features.categories) if name not in ("category", "price")]
+        return f"{words} ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})"
     if group == "price" and "price" in features.numeric:
         column = told.catalog.vectors[:, features.numeric.index("price")]
         others = pages.context.candidates[0][pages.context.mask[0]]

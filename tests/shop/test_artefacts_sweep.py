@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hawker.shop.artefacts import WRITING, sweep, verify_directory, write_directory
+from hawker.shop.artefacts import WRITING, scratch_directory, sweep, verify_directory, write_directory
 
 WRITER = """
 import sys, time
@@ -87,3 +87,15 @@ def test_a_name_with_wildcards_means_itself(tmp_path: Path):
         (tmp_path / name).mkdir()
     sweep(tmp_path / "[ab]")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.writing-x", ".b.writing-x"]
+
+
+def test_a_scratch_directory_is_gone_when_its_work_is_done_or_broken_off(destination: Path):
+    with scratch_directory(destination) as scratch:
+        (scratch / "a").write_text("some")
+    with pytest.raises(KeyboardInterrupt), scratch_directory(destination) as scratch:
+        raise KeyboardInterrupt
+    left = destination.parent / f".thing.{WRITING}killed"
+    left.mkdir()
+    with scratch_directory(destination):
+        assert not left.exists()
+    assert not list(destination.parent.iterdir())

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.errors import InputError
-from hawker.shop.features import LARGEST, MAX_CATEGORIES, FeatureSchema
+from hawker.shop.features import LARGEST, MAX_CATEGORIES, FeatureSchema, FeatureTally
 
 numbers = st.floats(-1e6, 1e6, width=32) | st.just(float("nan"))
 texts = st.none() | st.text(max_size=5)
@@ -172,3 +173,16 @@ def test_the_largest_number_still_fits():
 def test_what_is_no_schema(values: object):
     with pytest.raises(InputError, match=r"policy\.json: not a feature schema"):
         FeatureSchema.from_dict(values, "policy.json")  # type: ignore[arg-type]
+
+
+@given(table=tables, cuts=st.lists(st.integers(1, 29), max_size=4))
+def test_pieces_of_a_table_teach_what_the_table_does(table: pd.DataFrame, cuts: list[int]):
+    tally, whole = FeatureTally(list(table.columns)), fit(table)
+    ends = sorted({0, *(cut for cut in cuts if cut < len(table)), len(table)})
+    for start, end in itertools.pairwise(ends):
+        tally.add(table.iloc[start:end])
+    pieces = tally.schema()
+    assert pieces.categories == whole.categories
+    assert pieces.numeric == whole.numeric
+    assert pieces.mean == pytest.approx(whole.mean, rel=1e-6, abs=1e-6)
+    assert pieces.scale == pytest.approx(whole.scale, rel=1e-6, abs=1e-6)

@@ -24,6 +24,7 @@ from hawker.simulators.rows import EncodedLog, encode_log
 from hawker.simulators.shopper import calibrated
 from hawker.simulators.split import PARTS, three_way
 from hawker.simulators.store import FittedShoppers
+from hawker.simulators.taste_rows import believing
 
 Z = 1.959964
 
@@ -134,7 +135,7 @@ def test_predictions_know_what_a_shopper_did_before(journeys, regulars):
     _, shoppers, _ = regulars
     rows = encode_log(journeys[0], shoppers.builder, shoppers.lines, torch.device("cpu")).rows
     ensemble = shoppers.ensembles["judge"]
-    whole = predict(ensemble, rows)
+    whole, rows = predict(ensemble, rows), believing(ensemble.tastes, rows)
     assert len(list(batches(rows, 100))) > 5
     with torch.no_grad():
         raw = torch.stack([predict_rows(model, rows).click.exp() for model in ensemble.models])

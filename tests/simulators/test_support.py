@@ -81,3 +81,10 @@ def test_a_page_misses_as_much_as_the_rarest_part_of_each_impression(slate, ad, 
 
     decision = Decision(one(slate), torch.zeros(1), one(ad), one(offer), one(copy))
     assert SUPPORT.missing(decision).tolist() == [missing]
+
+
+def test_two_logs_are_counted_as_one(catalog):
+    one, two = SHOWN[SHOWN["visit_id"] == "u"], SHOWN[SHOWN["visit_id"] == "v"]
+    both, whole = (Support.from_impressions(rows, catalog, None, 4) for rows in (one, SHOWN))
+    both = both.plus(Support.from_impressions(two, catalog, None, 4))
+    assert all(torch.equal(getattr(both, name), value) for name, value in vars(whole).items())
