@@ -32,7 +32,7 @@ from hawker.simulators.shopper import ShopperModel, calibrated
 from hawker.simulators.split import shopper_codes
 from hawker.simulators.store import FittedShoppers, Role
 from hawker.simulators.taste_classes import TasteClasses
-from hawker.simulators.taste_rows import beliefs_before, believed, believing
+from hawker.simulators.taste_rows import beliefs_before, believed
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -125,8 +125,8 @@ class CopyReward:
         self._salt = int(generator.integers(2**31))
         with torch.inference_mode():
             kept = self._tensor(pages)
-            self._believes = _Believes.read(ensemble.tastes, log.rows, kept)
-            rows = believing(ensemble.tastes, log.rows)
+            self._believes, rows = _Believes.read(ensemble.tastes, log.rows, kept)
+            self._shopper = rows.shopper[kept]
             self._members = [_Member.read(model, rows, kept, self._believes) for model in ensemble.models]
             self._calibration = ensemble.calibration
 
@@ -178,8 +178,8 @@ class CopyReward:
         tier = np.abs(np.asarray(discounts, np.float64)[:, None] - self._discounts).argmin(1)
         said, vectors, counted = self._encoded(lines)
         asked = _Asked(self._tensor(item), self._tensor(tier), self._tensor(said), self._tensor(vectors), places)
-        self._believes.hear(asked.vectors)
-        answers = [member.answer(asked, self._calibration, self._believes) for member in self._members]
+        rows = self._rows(asked)
+        answers = [member.answer(rows, asked, self._calibration) for member in self._members]
         click, conversion, worth, back = (torch.stack([answer[i] for answer in answers]) for i in range(4))  # (M, n, C)
         found = self._paid(asked, self._tensor(counted), click, conversion, worth, back)
         found |= {"click": click, "conversion": click * conversion, "return_visit": back}
@@ -218,6 +218,25 @@ class CopyReward:
         said = np.array([place.get(line, EMPTY) for line in lines], np.int64)
         counted = np.array([known.get(line, len(bank)) if line.strip() else EMPTY for line in lines], np.int64)
         return said, vectors, counted
+
+    def _rows(self, asked: _Asked) -> Rows:
+        """Return what is asked as pages of one slot, each line in each of its contexts, (n C) of them."""
+        place, contexts, recorded = asked.places.reshape(-1), asked.places.shape[1], self._recorded
+        item, tier, said = (part.repeat_interleave(contexts) for part in (asked.item, asked.tier, asked.said))
+        none = torch.zeros(len(place), device=place.device)
+        rows = Rows(
+            self._shopper[place],
+            page=torch.arange(len(place), device=place.device),
+            item=item,
+            position=torch.zeros_like(item),
+            affinity=none,
+            clicked=none,
+            line=said,
+            offer=tier.clamp(max=recorded.offers - 1) if recorded.offers > 1 else None,
+            ad=none if recorded.ads else None,
+        )
+        self._believes.hear(asked.vectors)
+        return self._believes.of(rows, place)
 
     def _paid(
         self, asked: _Asked, counted: Tensor, click: Tensor, conversion: Tensor, worth: Tensor, back: Tensor
@@ -271,11 +290,12 @@ class _Believes:
     beliefs: Tensor
 
     @classmethod
-    def read(cls, tastes: TasteClasses | None, rows: Rows, pages: Tensor) -> _Believes:
-        """Read a log up to some of its ``pages`` (Q,)."""
+    def read(cls, tastes: TasteClasses | None, rows: Rows, pages: Tensor) -> tuple[_Believes, Rows]:
+        """Read a log up to some of its ``pages`` (Q,); return its rows with what was expected of them, too."""
         if tastes is None:
-            return cls(None, rows.shopper.new_zeros(len(pages), 0))
-        return cls(copy.deepcopy(tastes), beliefs_before(tastes, rows)[pages])
+            return cls(None, rows.shopper.new_zeros(len(pages), 0)), rows
+        beliefs = beliefs_before(tastes, rows)
+        return cls(copy.deepcopy(tastes), beliefs[pages]), replace(rows, believed=believed(tastes, beliefs, rows))
 
     def hear(self, vectors: Tensor) -> None:
         """Take the lines of a call, shape (L, v), in place of those of the log."""
@@ -296,7 +316,6 @@ class _Member:
     Attributes:
         model: The member, of one's own: its lines are those of the last call, and its pages have one slot.
         person: What its heads see before each page, shape (Q, D + TOLD + wishes).
-        shopper: Encoded features, shape (Q, D).
         view: What a slot's item is known by to the others of its page, shape (I, V); None where pages have one slot.
         below: What the other slots add to the log-odds of the first one, as weights on ``view``, shape (Q, V) or None.
         carried: What the memory brings to each page, shape (Q, H); None without a memory.
@@ -306,7 +325,6 @@ class _Member:
 
     model: ShopperModel
     person: Tensor
-    shopper: Tensor
     view: Tensor | None
     below: Tensor | None
     carried: Tensor | None
@@ -342,36 +360,20 @@ class _Member:
                 offered = [replace(others, offer=torch.full_like(others.item, tier)) for tier in tiers]
                 others_by_tier = [believes.of(page, every) for page in offered]
             rest = torch.stack([model.summary(page) for page in others_by_tier])
-        return cls(model, person[pages], rows.shopper[pages], view, below, carried, rest, gap, number)
+        return cls(model, person[pages], view, below, carried, rest, gap, number)
 
-    def answer(self, asked: _Asked, calibration: Tensor, believes: _Believes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def answer(self, rows: Rows, asked: _Asked, calibration: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return P(click), P(purchase | click), a purchase's worth and P(return within 7 days), each (n, C).
 
-        What the log does not record is 0.
+        What the log does not record is 0; ``rows`` are ``CopyReward._rows`` of what is ``asked``.
         """
         model, place = self.model, asked.places.reshape(-1)
         model.line_vectors = asked.vectors
-        item, tier, said = (
-            part.repeat_interleave(asked.places.shape[1]) for part in (asked.item, asked.tier, asked.said)
-        )
-        none = torch.zeros(len(place), device=place.device)
-        tier = tier.clamp(max=model.recorded.offers - 1)
-        rows = Rows(
-            self.shopper[place],
-            page=torch.arange(len(place), device=place.device),
-            item=item,
-            position=torch.zeros_like(item),
-            affinity=none,
-            clicked=none,
-            line=said,
-            offer=tier if model.recorded.offers > 1 else None,
-            ad=none if model.recorded.ads else None,
-        )
-        rows = believes.of(rows, place)
+        none, tier = rows.clicked, torch.zeros_like(rows.item) if rows.offer is None else rows.offer
         person = self.person[place]
         odds = model.log_odds(person, rows)
         if self.view is not None and self.below is not None:
-            odds = odds + (self.view[item] * self.below[place]).sum(1)
+            odds = odds + (self.view[rows.item] * self.below[place]).sum(1)
         click = calibrated(model.log_click(odds, rows).exp(), calibration[0])
         bought = worth = back = none
         if model.conversion is not None:

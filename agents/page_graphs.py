@@ -26,7 +26,7 @@ from hawker.shop.reward import RewardSpec
 from hawker.simulators.memory import CLASSES, COUNTS, MOODS, Memory, clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import TOP
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.shopper import Ensemble, ShopperModel
 from hawker.simulators.taste_classes import CLASSES as TASTES
 from hawker.simulators.taste_classes import FADES, Utilities
 
@@ -142,16 +142,10 @@ def _bound(scores: Tensor) -> Tensor:
 class ReadGraph(nn.Module):
     """What ``ReadWorld`` tells of shoppers, from their features and what is carried; see ``Reader``."""
 
-    parts: Tensor
-    calibration: Tensor
-
     def __init__(self, ensemble: Ensemble, builder: ContextBuilder, reward: RewardSpec) -> None:
         """Args: the ensemble that reads, the shop's ``builder``, the ``reward`` whose weights say what is worth it."""
         super().__init__()
         self.reader = Reader(ensemble)
-        with torch.no_grad():
-            self.register_buffer("parts", self.reader.model.item_parts())
-        self.register_buffer("calibration", ensemble.calibration.double().cpu())
         self._reward, self._numbers = reward, len(builder.shopper.numeric)
 
     def forward(
@@ -174,42 +168,15 @@ class ReadGraph(nn.Module):
         told = carrier.before(carried, clock)
         readable = carrier.readable(carried)[:, -CLASSES - MOODS - COUNTS :]
         numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
-        if tastes is None:
-            person = torch.cat([scaled, told], 1)
-            odds = model.item_odds(person, self.parts[candidates])
-            worth, effects = self._worth(*odds).log(), self._effects(person, *odds)
-            believed: list[Tensor] = []
-        else:
-            worth, effects, believed = self._by_class(scaled, tastes, candidates)
+        worth, effects, believed = self._by_class(scaled, tastes, candidates)
         shopper = torch.cat([numbers, told, readable, clock, *believed, *effects, categories], 1)
         return shopper.float(), worth.float()
-
-    def _effects(self, person: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
-        """Return by what factors offers and lines change what the likeliest candidates are worth, as logarithms."""
-        average = _best(click)
-        liked, bought = average(click), None if purchase is None else average(purchase)
-        plain, found = self._worth(liked, bought), []
-        added_by = self.reader.model.effects(person)
-        for name in ("offers", "lines"):
-            added, sold = (None if part is None else getattr(part, name) for part in added_by)
-            if added is not None:
-                both = None if bought is None or sold is None else bought + sold
-                found.append(self._worth(liked + added, both).log() - plain.log())
-        return found
-
-    def _worth(self, click: Tensor, purchase: Tensor | None) -> Tensor:
-        value = calibrated(click.sigmoid(), self.calibration[0])
-        worth = torch.full_like(value, self._reward.click)
-        if purchase is not None:
-            worth = worth + self._reward.conversion * calibrated(purchase.sigmoid(), self.calibration[1])
-        return (value * worth).clamp(min=LEAST)
 
     def _by_class(
         self, scaled: Tensor, tastes: Tensor, candidates: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return what candidates are worth (B, C) as logarithms, effects of offers and lines, and what is believed."""
         classes, tables = self.reader.tastes, self.reader.tables()
-        assert classes is not None
         of_click, of_purchase = tables
         belief = classes.beliefs(tastes)
         seen = classes.seen(tastes, candidates)
@@ -221,7 +188,6 @@ class ReadGraph(nn.Module):
             purchase = of_purchase.item[candidates] + alike[:, :, None]
 
         def worth(click: Tensor, purchase: Tensor | None) -> Tensor:
-            assert classes is not None
             return (classes.worth(click, purchase, self._reward) * belief[:, None]).sum(2)
 
         value = worth(click, purchase)
@@ -312,8 +278,6 @@ class ObserveGraph(nn.Module):
             rows, ad=ads, clicked=clicked.flatten(), converted=converted.flatten(), revenue=revenue.flatten()
         )
         classes = self.reader.tastes
-        if tastes is None or classes is None:
-            return carrier.after(carried, gap, number, model.summary(rows)).float()
         odds = classes.page_odds(self.reader.tables(), scaled, decision)
         expected = classes.expected(classes.beliefs(tastes)[:, None], *odds)
         rows = replace(rows, believed=expected.flatten(0, 1))
@@ -326,24 +290,24 @@ class ObserveGraph(nn.Module):
 class Reader(nn.Module):
     """What reads shoppers: the first member of an ensemble and its classes of taste, in double precision.
 
-    What is carried is one row: the state of the classes, where there are any, then that of the memory, whose last entry
+    What is carried is one row: the state of the classes, then that of the memory, whose last entry
     counts the pages. The classes know of a page only later that it was its visit's last: when the next visit begins.
 
     Attributes:
         model: The member; what it makes of items is looked up.
-        tastes: The classes of taste, or None.
+        tastes: The classes of taste.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
         super().__init__()
         self.model = _frozen(ensemble.models[0])
-        self.tastes = None if ensemble.tastes is None else copy.deepcopy(ensemble.tastes).cpu().double()
-        if self.tastes is not None:
-            with torch.no_grad():
-                click, purchase = self.tastes.utilities()
-            for name, table in (("click", click), ("purchase", purchase)):
-                for part, value in ({} if table is None else table._asdict()).items():
-                    self.register_buffer(f"{name}_{part}", value)
+        assert ensemble.tastes is not None
+        self.tastes = copy.deepcopy(ensemble.tastes).cpu().double()
+        with torch.no_grad():
+            click, purchase = self.tastes.utilities()
+        for name, table in (("click", click), ("purchase", purchase)):
+            for part, value in ({} if table is None else table._asdict()).items():
+                self.register_buffer(f"{name}_{part}", value)
 
     @property
     def memory(self) -> Memory:
@@ -354,7 +318,7 @@ class Reader(nn.Module):
     @property
     def width(self) -> int:
         """Entries of what is carried, H."""
-        return self.memory.hidden + (0 if self.tastes is None else self.tastes.width)
+        return self.memory.hidden + self.tastes.width
 
     def tables(self) -> tuple[Utilities, Utilities | None]:
         """Return what ``TasteClasses.utilities`` did."""
@@ -363,7 +327,7 @@ class Reader(nn.Module):
         )
         return Utilities(*click), None if purchase[0] is None else Utilities(*purchase)  # type: ignore[arg-type]
 
-    def begun(self, scaled: Tensor, carried: Tensor, number: Tensor) -> tuple[Tensor | None, Tensor]:
+    def begun(self, scaled: Tensor, carried: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
         """Return the states of classes and memory at a page, in double precision, from what was carried to it.
 
         Args:
@@ -373,8 +337,6 @@ class Reader(nn.Module):
         """
         known, carried = carried[:, -1:] > 0, carried.double()
         memory = torch.where(known, carried[:, -self.memory.hidden :], self.memory.start(scaled))
-        if self.tastes is None:
-            return None, memory
         states = carried[:, : self.tastes.width]
         classes, *seen = states.split([TASTES, *[self.tastes.values] * len(FADES)], 1)
         faded = [visit * part for (_, visit), part in zip(FADES, seen, strict=True)]

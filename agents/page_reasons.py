@@ -88,7 +88,6 @@ def compare_reasons(reasons: PageReasons, scores: PageScores, pages: Pages) -> f
 def reason_arrays(strategy: PageStrategy, world: World, usual: Array) -> dict[str, Array]:
     """Return weights, groups and what is usual, (M, D), by the names that ``PageReasons`` knows them by."""
     actor, builder = strategy.actor, strategy.builder
-    tastes = world.tastes if isinstance(world, ReadWorld) else None
     found = {
         "usual": usual,
         "column_group": _column_groups(builder, world),
@@ -111,11 +110,10 @@ def reason_arrays(strategy: PageStrategy, world: World, usual: Array) -> dict[st
         head = getattr(slate if name == "affinity_weight" else actor, name, None)
         if head is not None:
             found[f"head.{name}.weight"], found[f"head.{name}.bias"] = _double(head)
-    if tastes is not None:
-        assert isinstance(world, ReadWorld)
-        more, alone = _tastes(tastes)
+    if isinstance(world, ReadWorld):
+        more, alone = _tastes(world.tastes)
         weight, own = [*weight, *more], [*own, *alone]
-        found |= _worth(world, tastes, builder)
+        found |= _worth(world, builder)
     else:
         found |= _told_effects(actor)
     return found | {"item.weight": np.concatenate(weight), "item.own": np.concatenate(own, 1)}
@@ -129,22 +127,15 @@ def _column_groups(builder: ContextBuilder, world: World) -> npt.NDArray[np.int6
     for name in TIME:
         if name in numeric:
             found[numeric.index(name)] = SHOPPER.index("visits")
-    tastes = None
     if isinstance(world, ReadWorld):
-        tastes, start = world.tastes, world._numbers
-        parts = {
-            "history": world._told + CLASSES + MOODS,
-            "visits": COUNTS + CLOCK,
-        }
-        widths = list(parts.items())
-        if tastes is not None:
-            widths += [("history", TASTES), ("seen", tastes.width - TASTES)]
-        for group, width in widths:
+        start, seen = world._numbers, world.tastes.width - TASTES
+        widths = (world._told + CLASSES + MOODS, COUNTS + CLOCK, TASTES, seen)
+        for group, width in zip(("history", "visits", "history", "seen"), widths, strict=True):
             found[start : start + width] = SHOPPER.index(group)
             start += width
     for i, name in enumerate(numeric):
         if name.startswith((EFFECT_OFFER, EFFECT_LINE)):
-            found[i] = SHOPPER.index("effects") if tastes is None else -1
+            found[i] = -1 if isinstance(world, ReadWorld) else SHOPPER.index("effects")
     return found
 
 
@@ -176,9 +167,9 @@ def _tastes(tastes: TasteClasses) -> tuple[list[Array], list[Array]]:
     return found
 
 
-def _worth(world: ReadWorld, tastes: TasteClasses, builder: ContextBuilder) -> dict[str, Array]:
+def _worth(world: ReadWorld, builder: ContextBuilder) -> dict[str, Array]:
     """Return what else says what items, offers and lines are worth."""
-    catalog = builder.catalog
+    catalog, tastes = builder.catalog, world.tastes
     blocks = [name if name == "category" else "features" for name in catalog.features.categories]
     numbers, known = world._numbers, len(world.model.shopper_centre)
     columns = np.r_[0:numbers, builder.shopper.width - (known - numbers) : builder.shopper.width]

@@ -239,10 +239,10 @@ def shown_instead(
         pages: The pages of it, shape (m,), in whose place the other rows are shown, page by page.
         shown: Those rows.
     """
-    rows = believing(ensemble.tastes, rows)
     if ensemble.tastes is not None:
-        beliefs = beliefs_before(ensemble.tastes, rows)[pages]
-        shown = replace(shown, believed=believed(ensemble.tastes, beliefs, shown))
+        beliefs = beliefs_before(ensemble.tastes, rows)
+        rows = replace(rows, believed=believed(ensemble.tastes, beliefs, rows))
+        shown = replace(shown, believed=believed(ensemble.tastes, beliefs[pages], shown))
     for model in ensemble.models:
         yield model, torch.cat([recall(model, batch)[0] for batch in batches(rows)])[pages], shown
 

@@ -153,16 +153,14 @@ def meet(strategy: PageStrategy, world: World, n: int, seed: int) -> Pages:
         here, _ = world.respond(here, decision, generator)
     when = (torch.randperm(n, generator=generator) % PAGES).cpu().numpy()
 
-    def at(part: Callable[[tuple[Context[torch.Tensor], Decision[torch.Tensor]]], torch.Tensor | None]) -> Any:
-        values = [part(page) for page in kept]
-        if values[0] is None:
-            return None
-        return np.stack([value.cpu().numpy() for value in values if value is not None])[when, np.arange(n)]
+    def at(values: list[torch.Tensor | None]) -> Any:
+        there = [value.cpu().numpy() for value in values if value is not None]
+        return np.stack(there)[when, np.arange(n)] if there else None
 
     names = ("shopper", "candidates", "mask", "affinity")
-    context = Context(*(at(lambda page, name=name: getattr(page[0], name)) for name in names))  # type: ignore[misc]
+    context = Context(*(at([getattr(seen, name) for seen, _ in kept]) for name in names))
     parts = ("slate", "log_prob", "ad", "offer", "copy")
-    chosen = Decision(*(at(lambda page, name=name: getattr(page[1], name)) for name in parts))  # type: ignore[misc]
+    chosen = Decision(*(at([getattr(decision, name) for _, decision in kept]) for name in parts))
     return Pages(context, picks_of(context, chosen), context.mask)
 
 

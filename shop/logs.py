@@ -155,10 +155,12 @@ def affinity_columns(impressions: pd.DataFrame) -> dict[str, str]:
 
 def unknown_affinities(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """Return the affinity columns of the table impressions whose item is not in the table items."""
-    if "impressions" not in tables:
-        return []
-    known = frozenset(tables["items"]["item_id"])
-    return [column for item, column in affinity_columns(tables["impressions"]).items() if item not in known]
+    return _strangers(tables["impressions"].columns, tables["items"]) if "impressions" in tables else []
+
+
+def _strangers(columns: Iterable[str], items: pd.DataFrame) -> list[str]:
+    known = frozenset(items["item_id"])
+    return [column for item, column in affinities(columns).items() if item not in known]
 
 
 def refuse_strangers(columns: Iterable[str], items: pd.DataFrame, path: Path) -> None:
@@ -167,15 +169,13 @@ def refuse_strangers(columns: Iterable[str], items: pd.DataFrame, path: Path) ->
     Raises:
         InputError: They have one.
     """
-    known = frozenset(items["item_id"])
-    for item, column in affinities(columns).items():
-        if item not in known:
-            raise InputError(
-                "an affinity with an item that the items table lacks",
-                where=f"{path} impressions column {column}",
-                expected="affinity.ITEM_ID with a known item_id",
-                remedy="add the item or drop the column",
-            )
+    if strangers := _strangers(columns, items):
+        raise InputError(
+            "an affinity with an item that the items table lacks",
+            where=f"{path} impressions column {strangers[0]}",
+            expected="affinity.ITEM_ID with a known item_id",
+            remedy="add the item or drop the column",
+        )
 
 
 def find_tables(path: Path) -> dict[str, Path]:

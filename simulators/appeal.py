@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,34 +81,6 @@ class Recorded:
 
 CLICKS_ALONE = Recorded()
 """What a log of single impressions records."""
-
-
-class Effects(NamedTuple):
-    """What a page's parts beside its items add to the log-odds of P shoppers' answers; what there is not is None.
-
-    Attributes:
-        lines: What each line adds, shape (P, n_lines).
-        offers: What each tier adds, 0 for none, shape (P, tiers).
-        ads: What being an ad adds, shape (P,).
-    """
-
-    lines: Tensor | None
-    offers: Tensor | None
-    ads: Tensor | None
-
-
-class Tables(NamedTuple):
-    """What everything that a page can hold does to the log-odds of P shoppers' answers; what there is not is None.
-
-    Attributes:
-        items: Log-odds of each item, said nothing of and offered nothing, affinities left out, shape (P, n_items).
-        lines, offers, ads: As in ``Effects``.
-    """
-
-    items: Tensor
-    lines: Tensor | None
-    offers: Tensor | None
-    ads: Tensor | None
 
 
 class Appeal(nn.Module):
@@ -206,32 +177,6 @@ class Appeal(nn.Module):
         if wishes is not None:
             liking = liking + wishes[:, : liking.shape[1]]
         return nn.functional.pad(liking, (0, 1), value=1.0)
-
-    def level(self, person: Tensor) -> Tensor:
-        """Return the log-odds whatever the item, shape (P, 1); arguments as in ``forward``."""
-        level: Tensor = self.base + self.shopper_effect(person)
-        return level
-
-    def tables(
-        self, person: Tensor, item_vectors: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None
-    ) -> Tables:
-        """Return what everything that a page can hold does to the log-odds; arguments as in ``forward``."""
-        items = self.level(person) + self.wish(person, wishes) @ self.items(item_vectors).T
-        return Tables(items, *self.effects(person, line_vectors, wishes))
-
-    def effects(self, person: Tensor, line_vectors: Tensor | None, wishes: Tensor | None = None) -> Effects:
-        """Return what lines, offers and being an ad do to the log-odds; arguments as in ``forward``."""
-        lines = offers = ads = None
-        if self._has_lines and line_vectors is not None:
-            liking = self.shopper_line_taste(person)
-            if wishes is not None:
-                liking = liking + wishes[:, -liking.shape[1] :]
-            lines = liking @ self.line_taste(line_vectors).T + self.line_effect(line_vectors).squeeze(1)
-        if self._has_offers:
-            offers = nn.functional.pad(self.offer_effect + self.shopper_offer_taste(person), (1, 0))
-        if self._has_ads:
-            ads = self.ad_effect + self.shopper_ad_taste(person).squeeze(1)
-        return Effects(lines, offers, ads)
 
     def tastes(self, rows: Rows, item_vectors: Tensor, line_vectors: Tensor | None, keep_own: Tensor | None) -> Tensor:
         """Return the taste vectors of each row's item and, where there are lines, of its line: (n, h) or (n, 2 h)."""

@@ -18,14 +18,13 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision, Outcome
 from hawker.shop.features import EFFECT_LINE, EFFECT_OFFER, FeatureSchema
 from hawker.shop.reward import RewardSpec
-from hawker.simulators.appeal import Tables
 from hawker.simulators.frozen import FrozenModel
 from hawker.simulators.frozen_memory import Before, shares_of
 from hawker.simulators.frozen_pages import Came, Carried
-from hawker.simulators.learned import NEVER, calibrated_odds
+from hawker.simulators.learned import NEVER
 from hawker.simulators.memory import CLASSES, CLOCK, COUNTS, MOOD_SCALE, MOODS, TOLD, Memory
 from hawker.simulators.pages import affinity_of
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.shopper import Ensemble, ShopperModel
 from hawker.simulators.taste_classes import CLASSES as TASTES
 from hawker.simulators.taste_classes import Utilities, rows_of
 from hawker.simulators.world import Shoppers, World
@@ -44,7 +43,7 @@ class ReadWorld:
     reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
     worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``effect.*``
     of ``shopper`` say by what factor each offer tier and each line change that, as logarithms. What things are worth is
-    said by the ensemble's classes of taste, where it has them, and else by the member that reads.
+    said by the ensemble's classes of taste.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class ReadWorld:
             ValueError: The model has no memory, the shops sell different items, or the world lacks a line.
         """
         model = ensemble.models[0]
-        if model.memory is None:
+        if model.memory is None or ensemble.tastes is None:
             raise ValueError("shoppers without a history have no memory to read with")
         if builder.catalog.item_ids != world.builder.catalog.item_ids:
             raise ValueError("the reader's shop does not sell the world's items")
@@ -82,21 +81,15 @@ class ReadWorld:
         self.model, self._frozen = model.requires_grad_(False).eval(), FrozenModel(model)
         assert self._frozen.memory is not None
         self._memory = self._frozen.memory
-        # What its heads make of candidates and lines, without what its memory alone reads of them.
-        self._candidates, self._said_by = (
-            table[1:, : self._frozen.query].contiguous() for table in (self._frozen.items, self._frozen.lines)
-        )
         self._likes_affinity = any(bool(head.affinity_effect != 0) for head in model.heads)
-        self.calibration, self._reward, self._items = ensemble.calibration, reward, model.item_parts()
+        self._reward = reward
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + model.memory.wishes
-        self.tastes = None if ensemble.tastes is None else ensemble.tastes.requires_grad_(False).eval()
-        self._tables = None if self.tastes is None else self.tastes.utilities()
-        effects, tastes = _effect_names(model), 0 if self.tastes is None else self.tastes.width
+        self.tastes = ensemble.tastes.requires_grad_(False).eval()
+        self._tables, effects = self.tastes.utilities(), _effect_names(model)
         self._believed = self._numbers + self._told + CLASSES + MOODS + COUNTS + CLOCK
-        self._history = self._believed - self._numbers + tastes + len(effects)
-        self.builder = ContextBuilder(
-            _with_history(builder.shopper, self._told, model.memory, tastes, effects), builder.catalog
-        )
+        self._history = self._believed - self._numbers + self.tastes.width + len(effects)
+        schema = _with_history(builder.shopper, self._told, model.memory, self.tastes.width, effects)
+        self.builder = ContextBuilder(schema, builder.catalog)
         self._columns, self._known = (
             torch.from_numpy(part).to(world.device) for part in _columns(world.builder.shopper, builder.shopper)
         )
@@ -109,8 +102,7 @@ class ReadWorld:
         # A memory that has seen nothing begins with what features say.
         memory, counts = (torch.zeros(n, width, device=self.device) for width in (self._memory.hidden, COUNTS))
         own = {"memory": memory, "counts": counts, "gap": zero, "number": zero.clone()}
-        if self.tastes is not None:
-            own["tastes"] = self.tastes.begin(self._frozen.scaled(self._features(here.context)))
+        own["tastes"] = self.tastes.begin(self._frozen.scaled(self._features(here.context)))
         return self._seen(here, own)
 
     def respond(
@@ -126,12 +118,11 @@ class ReadWorld:
         after, outcome = self.world.respond(replace(shoppers, context=context, state=inner), said, generator)
         features = self._features(context)
         affinity = affinity_of(context, decision.slate) if self._likes_affinity else None
-        page, odds = self._frozen.page(features, decision, affinity, around=False), None
-        if self.tastes is not None and self._tables is not None:
-            odds = self.tastes.page_odds(self._tables, page.scaled, decision)
-            expected = self.tastes.expected(self.tastes.beliefs(own["tastes"])[:, None], *odds)
-            # Clicks count for the member's head of clicks, and for that of clicks of anybody with these features.
-            page = replace(page, believed=torch.cat([expected[:, :, :1], expected], 2))
+        page = self._frozen.page(features, decision, affinity, around=False)
+        odds = self.tastes.page_odds(self._tables, page.scaled, decision)
+        expected = self.tastes.expected(self.tastes.beliefs(own["tastes"])[:, None], *odds)
+        # Clicks count for the member's head of clicks, and for that of clicks of anybody with these features.
+        page = replace(page, believed=torch.cat([expected[:, :, :1], expected], 2))
         carried = _carried(own)
         told, wishes = own["told"].split([TOLD, self._told - TOLD], 1)
         read = self._frozen.reading(page, Before(own["memory"], told, wishes, carried))
@@ -142,9 +133,7 @@ class ReadWorld:
         days = torch.zeros_like(own["gap"]) if outcome.days is None else outcome.days.clamp(max=NEVER).to(torch.float32)
         number = torch.where(leave, 0.0, own["number"] + 1.0)
         kept = {"memory": self._memory.remembered(read, came), "counts": came.counts, "gap": days, "number": number}
-        if self.tastes is not None and odds is not None:
-            happened = (clicked, outcome.converted, leave)
-            kept["tastes"] = self.tastes.after(own["tastes"], odds, decision.slate, *happened)
+        kept["tastes"] = self.tastes.after(own["tastes"], odds, decision.slate, clicked, outcome.converted, leave)
         return self._seen(after, kept), outcome
 
     def _features(self, context: Context[Tensor]) -> Tensor:
@@ -162,17 +151,13 @@ class ReadWorld:
         readable = torch.cat([shares_of(classes), MOOD_SCALE * moods, carried.totals], 1)
         numbers, categories = features[:, : self._numbers], features[:, self._numbers :]
         candidates = context.candidates.long()
-        if self.tastes is None:
-            asked = self._frozen.people.of(torch.cat([scaled, before.told], 1), before.wishes)
-            affinity, effects = self._by_member(candidates, *asked)
-            shopper = torch.cat([numbers, told, readable, clock, *effects, categories], 1)
-        else:
-            believed = torch.cat([self.tastes.beliefs(own["tastes"]), own["tastes"][:, TASTES:]], 1)
-            by_class = self._by_class(scaled, believed, candidates)
-            belief = believed[:, None, :TASTES]
-            worth = torch.bmm(self.tastes.worth(*by_class, self._reward), belief.transpose(1, 2)).squeeze(2)
-            affinity, effects = worth.clamp(min=1e-6).log(), self._class_effects(belief, worth, *by_class)
-            shopper = torch.cat([numbers, told, readable, clock, believed, *effects, categories], 1)
+        believed = torch.cat([self.tastes.beliefs(own["tastes"]), own["tastes"][:, TASTES:]], 1)
+        by_class = self._by_class(scaled, believed, candidates)
+        belief = believed[:, None, :TASTES]
+        worth = torch.bmm(self.tastes.worth(*by_class, self._reward), belief.transpose(1, 2)).squeeze(2)
+        effects = self._class_effects(belief, worth, *by_class)
+        shopper = torch.cat([numbers, told, readable, clock, believed, *effects, categories], 1)
+        affinity = worth.clamp(min=1e-6).log()
         kept = own | {"memory": before.memory, "told": told, "shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
         return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)
@@ -185,14 +170,16 @@ class ReadWorld:
         told = shopper[:, self._numbers : self._numbers + self._told]
         return torch.cat([self.model.scaled(self._features_of(shopper)), told], 1)
 
+    def beliefs(self, shopper: Tensor) -> Tensor:
+        """Return the probabilities of the classes of taste from contexts' ``shopper`` (B, D + history), (B, K)."""
+        return self._believes(shopper)[1][:, :TASTES]
+
     def _features_of(self, shopper: Tensor) -> Tensor:
         """Return the logs' own features (B, D) from contexts' ``shopper`` (B, D + history)."""
         return torch.cat([shopper[:, : self._numbers], shopper[:, self._numbers + self._history :]], 1)
 
     def affinity(self, shopper: Tensor, candidates: Tensor) -> Tensor:
         """Return what other candidates (B, C) are worth to shoppers, as ``person`` takes them, shape (B, C)."""
-        if self.tastes is None:
-            return self._worth(*self.model.item_odds(self.person(shopper), self._items[candidates.long()]))
         scaled, believed = self._believes(shopper)
         worth = self.tastes.worth(*self._by_class(scaled, believed, candidates.long()), self._reward)
         return (worth * believed[:, None, :TASTES]).sum(2).clamp(min=1e-6).log()
@@ -209,8 +196,6 @@ class ReadWorld:
             tier: The offer.
             lines: Numbers of lines that each item is said with, shape (L,); the last entry is always without one.
         """
-        if self.tastes is None or self._tables is None:
-            return self._worth_by_member(shopper, items, reward, tier, lines)
         scaled, believed = self._believes(shopper)
         click, purchase = self._by_class(scaled, believed, items)
         value = self.tastes.worth(
@@ -222,7 +207,6 @@ class ReadWorld:
         self, click: Tensor, purchase: Tensor | None, tier: int, lines: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Add an offer and lines, and none as the last, to log-odds of each class, (..., 1, K) to (..., L + 1, K)."""
-        assert self._tables is not None
 
         def added(table: Utilities) -> Tensor:
             said = (
@@ -237,14 +221,11 @@ class ReadWorld:
 
     def _believes(self, shopper: Tensor) -> tuple[Tensor, Tensor]:
         """Return scaled features (B, D) and what is believed (B, width) from contexts' ``shopper``."""
-        assert self.tastes is not None
         scaled = self.model.scaled(self._features_of(shopper))
         return scaled, shopper[:, self._believed : self._believed + self.tastes.width]
 
     def _by_class(self, scaled: Tensor, believed: Tensor, items: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the log-odds of clicks and purchases of items (B, C) in each class, both (B, C, K)."""
-        assert self.tastes is not None
-        assert self._tables is not None
         click, purchase = self._tables
         alike = self.tastes.click.shopper(scaled) + self.tastes.seen(believed, items)  # for all classes, (B, C)
         odds = rows_of(click.item, items) + alike[:, :, None]
@@ -254,14 +235,21 @@ class ReadWorld:
         return odds, rows_of(purchase.item, items) + alike[:, :, None]
 
     def _class_effects(self, belief: Tensor, worth: Tensor, click: Tensor, purchase: Tensor | None) -> list[Tensor]:
-        """As ``_effects``, by classes: ``belief`` (N, 1, K), what candidates are ``worth`` (N, C), their log-odds."""
-        assert self._tables is not None
+        """Return by what factors offers (N, T) and lines (N, L) change what the likeliest candidates are worth.
+
+        As logarithms, of a candidate with their average log-odds; the log knows neither, or one, or both.
+
+        Args:
+            belief: Probabilities of the classes, shape (N, 1, K).
+            worth: Of the candidates, shape (N, C).
+            click: Their log-odds of a click in each class, shape (N, C, K).
+            purchase: Of a purchase after it, likewise.
+        """
         best = worth.topk(min(TOP, worth.shape[1]), 1).indices[:, :, None].expand(-1, -1, TASTES)
         click = click.gather(1, best).mean(1, keepdim=True)
         purchase = None if purchase is None else purchase.gather(1, best).mean(1, keepdim=True)
 
         def by(click: Tensor, purchase: Tensor | None) -> Tensor:
-            assert self.tastes is not None
             worth = self.tastes.worth(click, purchase, self._reward)
             return torch.bmm(worth, belief.transpose(1, 2)).squeeze(2).clamp(min=1e-6).log()
 
@@ -277,59 +265,6 @@ class ReadWorld:
                     both = purchase + own[: len(more)]
                 found.append(by(click + more, both) - plain)
         return found
-
-    def _worth_by_member(
-        self, shopper: Tensor, items: Tensor, reward: RewardSpec, tier: int, lines: Tensor | None
-    ) -> Tensor:
-        """As ``worth``, by the member that reads."""
-
-        def with_lines(part: Tables | None) -> Tensor | None:
-            if part is None:
-                return None
-            odds = part.items.gather(1, items)
-            if part.offers is not None and tier:
-                odds = odds + part.offers[:, tier, None]
-            if part.lines is None or lines is None:
-                return odds[:, :, None]
-            said = torch.nn.functional.pad(part.lines[:, lines], (0, 1))  # the last one says nothing
-            return odds[:, :, None] + said[:, None]
-
-        click, purchase = map(with_lines, self.model.tables(self.person(shopper)))
-        assert click is not None
-        value = calibrated(click.sigmoid(), self.calibration[0])
-        if purchase is None:
-            return value * reward.click
-        return value * (reward.click + reward.conversion * calibrated(purchase.sigmoid(), self.calibration[1]))
-
-    def _by_member(
-        self, candidates: Tensor, queries: list[Tensor], level: Tensor, tiers: Tensor | None, _: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return what candidates (N, C) are worth, and by what factors offers and lines change that.
-
-        As logarithms, (N, C), (N, T) and (N, L), of which there may be neither of the last two. Factors are of a
-        candidate with the average log-odds of the likeliest. The rest of the arguments is what ``people`` of the frozen
-        model returned; its first head is of clicks and its last one of purchases, where there are any.
-        """
-        items = self._candidates.index_select(0, candidates.reshape(-1)).reshape(*candidates.shape, -1)
-        heads = [0, -1] if self._frozen.buys else [0]
-        odds = torch.baddbmm(level[:, None], items, queries[0].transpose(1, 2))
-        by_head = [odds[:, :, head] for head in heads]
-        likeliest = by_head[0].topk(min(TOP, candidates.shape[1]), 1, sorted=False).indices
-        means = [part.gather(1, likeliest).mean(1, keepdim=True) for part in by_head]
-        plain, effects = self._worth(*means), []
-        added = ([] if tiers is None else [tiers]) + ([queries[1] @ self._said_by.T] if len(queries) > 1 else [])
-        for part in added:
-            moved = [mean + part[:, head] for mean, head in zip(means, heads, strict=True)]
-            effects.append(self._worth(*moved) - plain)
-        return self._worth(*by_head), effects
-
-    def _worth(self, click: Tensor, purchase: Tensor | None = None) -> Tensor:
-        """Return the logarithm of what answers with these log-odds are worth at once, in their shape."""
-        value, reward = calibrated_odds(click, self.calibration[0]), self._reward
-        if purchase is None:
-            return (value * reward.click).clamp(min=1e-6).log()
-        bought = calibrated_odds(purchase, self.calibration[1])
-        return (value * (bought * reward.conversion + reward.click)).clamp(min=1e-6).log()
 
 
 def _carried(own: dict[str, Tensor]) -> Carried:

@@ -36,10 +36,10 @@ class RetrievingWorld:
     """A world with candidates of its own; see `hawker.simulators.world.World`.
 
     At the first page of every visit candidates are found for its shopper, and kept until the next visit. Most are
-    those that the first member of the fitted shoppers holds likeliest to be clicked by this shopper, by an approximate
-    search whose ``recall`` can be asked for; the last ``exploring`` ones are drawn evenly from all others. No item is
-    found twice. The world inside keeps all else, and there are as many candidates as it has. Where fewer items are
-    eligible, the mask closes what is left.
+    those likeliest to be clicked by this shopper, as the first member of the fitted shoppers adds to the mean of the
+    log-odds over classes of taste, by an approximate search whose ``recall`` can be asked for; the last ``exploring``
+    ones are drawn evenly from all others. No item is found twice. The world inside keeps all else, and there are as
+    many candidates as it has. Where fewer items are eligible, the mask closes what is left.
 
     Who begins a visit is known to the device alone, and to ask would make the host wait in every step. So there is one
     search for a fixed share of the shoppers at each page, those who begin a visit first. Only if more of them do at the
@@ -69,15 +69,19 @@ class RetrievingWorld:
         self.world, self.builder, self.size, self.device = world, world.builder, world.size, world.device
         self.choices, self.offers, self.lines, self.bids = world.choices, world.offers, world.lines, world.bids
         self.model = world.model if isinstance(world, ReadWorld) else world.ensemble.models[0]
-        items = torch.arange(len(self.builder.catalog), device=self.device)
-        self._stock = items if eligible is None else items[eligible.to(self.device)]
+        self.tastes = world.tastes if isinstance(world, ReadWorld) else world.ensemble.tastes
+        everything = torch.arange(len(self.builder.catalog), device=self.device)
+        self._stock = everything if eligible is None else everything[eligible.to(self.device)]
         if not len(self._stock):
             raise InputError("no item is eligible", where="candidates", expected="at least 1")
         found = min(self.choices, len(self._stock))
         self.exploring = int(explore * found)
         self._mask = (torch.arange(self.choices, device=self.device) < found)[None]
         with torch.no_grad():
-            self._vectors = self.model.click.items(self.model.item_vectors)[self._stock]
+            items = self.model.click.items(self.model.item_vectors)
+            if self.tastes is not None:
+                items = torch.cat([items, self.tastes.utilities()[0].item], 1)
+            self._vectors = items[self._stock]
             queries, leaving = self._met(SAMPLE, torch.Generator(self.device).manual_seed(seed))
             count = found - self.exploring
             self._lists = Shortlists(self._vectors, queries, count, RANKED * count, seed)
@@ -131,8 +135,12 @@ class RetrievingWorld:
 
     def _query(self, people: Tensor) -> Tensor:
         """Return what items' vectors are multiplied by for shoppers (n, D), shape (n, d)."""
-        person = self.world.person(people) if isinstance(self.world, ReadWorld) else self.model.person(people, None)
-        return self.model.wish(person)
+        if isinstance(self.world, ReadWorld):
+            return torch.cat([self.model.wish(self.world.person(people)), self.world.beliefs(people)], 1)
+        wish = self.model.wish(self.model.person(people, None))
+        if self.tastes is None:
+            return wish
+        return torch.cat([wish, self.tastes.beliefs(self.tastes.begin(self.tastes.scaled(people)))], 1)
 
     def _met(self, n: int, generator: torch.Generator) -> tuple[Tensor, float]:
         """Return the queries of n of the logs' shoppers at their first page and after random ones, (13 n, d).

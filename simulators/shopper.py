@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hawker.shop.context import ContextBuilder
 from hawker.shop.decision import EMPTY
 from hawker.shop.lines import Lines
-from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, Effects, InView, Recorded, Tables
+from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, InView, Recorded
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
@@ -163,61 +163,9 @@ class ShopperModel(nn.Module):
         return bought if rows.believed is None else bought + rows.believed[:, 1]
 
     def wish(self, person: Tensor) -> Tensor:
-        """Return what each shopper likes, for products with ``click.items``, shape (P, h + 1); see ``item_odds``."""
+        """Return what each shopper likes, for products with ``click.items``, shape (P, h + 1)."""
         person, wishes = self._apart(person)
         return self.click.wish(person, wishes)
-
-    def item_parts(self) -> Tensor:
-        """Return what ``item_odds`` needs of every item, shape (n_items, parts)."""
-        return torch.cat([head.items(self.item_vectors) for head in self.heads], 1)
-
-    def item_odds(self, person: Tensor, parts: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the ``items`` of ``tables`` for some items alone, both (P, C).
-
-        Args:
-            person: What ``person`` returned, shape (P, D + H).
-            parts: Rows of ``item_parts``, of the items asked about, shape (P, C, parts).
-        """
-        wish = self.wish(person)
-        person, width = self._apart(person)[0], wish.shape[1]
-        liked = self.click.level(person) + torch.bmm(parts[:, :, :width], wish[:, :, None]).squeeze(2)
-        if self.conversion is None or self.match is None:
-            return liked, None
-        bought = torch.bmm(parts[:, :, width:], self.conversion.wish(person)[:, :, None]).squeeze(2)
-        own = self.conversion.level(person) + bought
-        return liked, own + self.match[0] * (liked - self.click.base)
-
-    def tables(self, person: Tensor) -> tuple[Tables, Tables | None]:
-        """Return what everything that a page can hold does to clicks, and to purchases after them.
-
-        Args:
-            person: What ``person`` returned, shape (P, D + H).
-        """
-        person, wishes = self._apart(person)
-        click = self.click.tables(person, self.item_vectors, self.line_vectors, wishes)
-        if self.conversion is None or self.match is None:
-            return click, None
-        own = self.conversion.tables(person, self.item_vectors, self.line_vectors)
-        items = own.items + self.match[0] * (click.items - self.click.base)
-        return click, Tables(items, *self._bought(Effects(*own[1:]), Effects(*click[1:])))
-
-    def effects(self, person: Tensor) -> tuple[Effects, Effects | None]:
-        """Return what ``tables`` says of everything but items; ``person`` as there."""
-        person, wishes = self._apart(person)
-        click = self.click.effects(person, self.line_vectors, wishes)
-        if self.conversion is None:
-            return click, None
-        return click, self._bought(self.conversion.effects(person, self.line_vectors), click)
-
-    def _bought(self, own: Effects, click: Effects) -> Effects:
-        """Return what parts add to the log-odds of a purchase: of their own, and as they do to clicks."""
-        assert self.match is not None
-        return Effects(
-            *(
-                None if bought is None or liked is None else bought + self.match[1] * liked
-                for bought, liked in zip(own, click, strict=True)
-            )
-        )
 
     @property
     def amount_spread(self) -> Tensor:

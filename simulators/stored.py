@@ -36,7 +36,6 @@ _PAGES = {
     "stamp": torch.float64,
     **dict.fromkeys(("gap", "number", "closes", "wait", "returned"), torch.float32),
 }
-_UNITS = {"first": torch.int64, "owner": torch.int64}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables of what a page can hold, against the heads that answer whole pages."""
+"""The heads that answer pages, against what their weights say row by row."""
 
 import dataclasses
 
@@ -8,14 +8,15 @@ import torch
 from hawker.shop.context import ContextBuilder
 from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
-from hawker.simulators.appeal import CLICKS_ALONE, Architecture, Recorded
+from hawker.simulators.appeal import Appeal, Architecture, Recorded
+from hawker.simulators.memory import TOLD
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import ShopperModel
 
 
 @pytest.fixture(scope="module")
 def model_and_rows(journeys) -> tuple[ShopperModel, Rows]:
-    """A member with every head and random weights, and single impressions without company or affinity."""
+    """A member with every head and random weights, and affinities."""
     impressions, items, _ = journeys
     lines = Lines.from_impressions(impressions, load_encoder("hashed:16", torch.device("cpu")))
     builder = ContextBuilder.fit(impressions, items)
@@ -25,28 +26,47 @@ def model_and_rows(journeys) -> tuple[ShopperModel, Rows]:
     for parameter in model.parameters():
         parameter.data.normal_(std=0.5, generator=generator)
     model.in_view = None
-    return model.requires_grad_(False).eval(), dataclasses.replace(rows, affinity=torch.zeros_like(rows.affinity))
+    affinity = torch.rand(len(rows), generator=generator)
+    return model.requires_grad_(False).eval(), dataclasses.replace(rows, affinity=affinity)
+
+
+def by_hand(head: Appeal, model: ShopperModel, person, wishes, rows: Rows, row: int) -> torch.Tensor:
+    """The log-odds of one row, part by part."""
+    page, item, line = (int(part[row]) for part in (rows.page, rows.item, rows.line))
+    known, vector = person[page], model.item_vectors[item]
+    odds = head.base + head.shopper_effect(known) + head.item_effect(vector) + head.own_effect.weight[item]
+    liking, hidden = head.shopper_taste(known), head.own_taste.weight.shape[1]
+    liking = liking if wishes is None else liking + wishes[page, :hidden]
+    odds = odds + liking @ (head.item_taste(vector) + head.own_taste.weight[item])
+    odds = odds + head.affinity_effect * rows.affinity[row]
+    if line >= 0:
+        said, vector = head.shopper_line_taste(known), model.line_vectors[line]
+        said = said if wishes is None else said + wishes[page, -hidden:]
+        odds = odds + said @ head.line_taste(vector) + head.line_effect(vector)
+    if tier := int(rows.offer[row]):
+        odds = odds + head.offer_effect[tier - 1] + head.shopper_offer_taste(known)[tier - 1]
+    return odds + rows.ad[row] * (head.ad_effect + head.shopper_ad_taste(known))
 
 
 @pytest.mark.parametrize("wished", [False, True])
-def test_tables_add_up_to_what_the_heads_say_of_pages(model_and_rows, wished):
+def test_log_odds_are_the_sum_of_their_parts(model_and_rows, wished):
     model, rows = model_and_rows
-    carried = torch.rand(len(rows.shopper), model.memory.hidden, generator=torch.Generator().manual_seed(1))
-    person = model.person(rows.shopper, model.memory.before(carried, None) if wished else None)
-    odds = model.log_odds(person, rows)
-    expected = {"click": odds, "purchase": model.conversion_odds(person, rows, odds)}
-    page = rows.page
-    for tables, whole in zip(model.tables(person), expected.values(), strict=True):
-        got = tables.items[page, rows.item] + tables.offers[page, rows.offer] + tables.ads[page] * rows.ad
-        got = got + torch.where(rows.line < 0, 0.0, tables.lines[page, rows.line.clamp(min=0)])
-        torch.testing.assert_close(got, whole, atol=1e-4, rtol=1e-4)
+    assert (rows.line < 0).any() or len(model.line_vectors) > 1
+    generator = torch.Generator().manual_seed(1)
+    person = torch.randn(len(rows.shopper), len(model.shopper_centre) + TOLD, generator=generator)
+    wishes = torch.randn(len(person), model.memory.wishes, generator=generator) if wished else None
+    for head in model.heads:
+        found = head(person, rows, model.item_vectors, model.line_vectors, None, wishes)
+        for row in range(0, len(rows), 7):
+            torch.testing.assert_close(found[row], by_hand(head, model, person, wishes, rows, row)[0])
 
 
-def test_what_a_log_does_not_record_has_no_table(journeys):
-    impressions, items, _ = journeys
-    builder = ContextBuilder.fit(impressions, items)
-    model = ShopperModel(builder, 3, Architecture(2, 1), 0.1, torch.Generator().manual_seed(0))
-    assert model.recorded == CLICKS_ALONE
-    click, purchase = model.tables(torch.zeros(4, builder.shopper.width))
-    assert click.items.shape == (4, len(builder.catalog))
-    assert (click.lines, click.offers, click.ads, purchase) == (None, None, None, None)
+def test_an_items_own_vectors_can_be_left_out(model_and_rows):
+    model, rows = model_and_rows
+    head, person = model.click, torch.zeros(len(rows.shopper), len(model.shopper_centre) + TOLD)
+    keep = torch.ones(len(model.item_vectors))
+    keep[rows.item[0]] = 0.0
+    left = head(person, rows, model.item_vectors, model.line_vectors, keep)
+    whole = head(person, rows, model.item_vectors, model.line_vectors, None)
+    assert torch.equal(left[rows.item != rows.item[0]], whole[rows.item != rows.item[0]])
+    assert not torch.isclose(left[0], whole[0])

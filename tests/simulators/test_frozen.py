@@ -65,9 +65,12 @@ def oracle(
     click = calibrated(model.log_click(liked, rows).exp(), calibration[0]).reshape(slate.shape) * shown
     clicked = (draws[0] < click).float()
     found = {"click_probability": click, "clicked": clicked}
+    # Log-odds of a probability next to 1 are rounded before they are calibrated.
+    found["rounded"] = (model.log_click(liked, rows).exp() > 0.99).reshape(slate.shape)
     if model.conversion is not None:
         odds = model.conversion_odds(person, rows, liked).sigmoid()
         conversion = calibrated(odds, calibration[1]).reshape(slate.shape) * shown
+        found["rounded"] = found["rounded"] | (odds > 0.99).reshape(slate.shape)
         found |= {"conversion_probability": conversion, "converted": clicked * (draws[1] < conversion).float()}
     if model.recorded.revenue:
         worth = (model.log_amount(rows) + (2 * model.amount_spread).exp() / 2).exp()
@@ -108,8 +111,13 @@ def differences(world: LearnedWorld, batch: Shoppers, decision: Decision, seed: 
         told = ("click_probability", "conversion_probability", "leave_probability", "return_probability", "revenue")
         for name in told:
             if name in found:
-                # Log-odds of a probability next to 1 are rounded before they are calibrated.
-                torch.testing.assert_close(getattr(outcome, name)[own][same], found[name][same], atol=1e-5, rtol=5e-4)
+                told_so, expected = getattr(outcome, name)[own][same], found[name][same]
+                if expected.ndim == 2:
+                    rounded = found["rounded"][same]
+                    torch.testing.assert_close(told_so[rounded], expected[rounded], atol=1e-5, rtol=1e-3)
+                    told_so, expected = told_so[~rounded], expected[~rounded]
+                    assert len(expected) > 0.5 * rounded.numel(), "most of them are held to more"
+                torch.testing.assert_close(told_so, expected, atol=1e-6, rtol=1e-5)
         if memory is not None:
             width = memory.shape[1] - COUNTS
             state = torch.cat([after.state["memory"][own, :width], after.state["counts"][own]], 1)

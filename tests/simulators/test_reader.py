@@ -16,7 +16,6 @@ from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.memory import CLASSES, MOOD_SCALE, MOODS, clock_of
 from hawker.simulators.pages import shown_rows
 from hawker.simulators.reader import ReadWorld, _columns, _with_history
-from hawker.simulators.shopper import Ensemble, calibrated
 from hawker.simulators.store import load_shoppers
 from hawker.simulators.taste_rows import believed
 
@@ -97,13 +96,6 @@ def test_the_memory_is_of_what_was_seen(lasting, read):
         number = torch.where(outcome.leave, 0.0, number + 1)
 
 
-@pytest.fixture(scope="module")
-def by_member(lasting) -> ReadWorld:
-    """A reader whose ensemble has no classes of taste."""
-    ensemble = Ensemble(lasting.ensemble.models, lasting.ensemble.calibration)
-    return ReadWorld(lasting, lasting.builder, ensemble, REWARD)
-
-
 def by_class(read, context, items, offer=None, line=None):
     """What items (B, C) are worth by the classes, which are told in the context: the mixture of their worths."""
     tastes, tables = read.tastes, read.tastes.utilities()
@@ -167,43 +159,39 @@ def test_effects_by_the_classes(read):
             torch.testing.assert_close(told.shopper[:, column], expected[:, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_member_says_what_a_candidate_is_worth_where_there_are_no_classes(by_member):
-    read = by_member
+def test_effects_are_what_offers_and_lines_make_of_it(read):
+    """Of an item of the most valuable candidates' average log-odds, in each class."""
     here = read.arrive(30, seeded(4))
-    click, purchase = read.model.tables(read.person(here.context.shopper))
-    calibration = read.calibration
-    worth = calibrated(click.items.sigmoid(), calibration[0])
-    worth = worth * (1 + 5 * calibrated(purchase.items.sigmoid(), calibration[1]))
-    expected = worth.gather(1, here.context.candidates).log()
-    torch.testing.assert_close(here.context.affinity, expected)
-    assert here.context.affinity.std() > 0
-    alone = read.worth(here.context.shopper, here.context.candidates, REWARD).squeeze(2)
-    torch.testing.assert_close(alone, expected.exp())
-
-
-def test_effects_are_what_offers_and_lines_make_of_it(by_member):
-    """Of an item of the likeliest candidates' average log-odds, from the model's whole tables."""
-    read = by_member
-    here = read.arrive(30, seeded(4))
-    click, purchase = read.model.tables(read.person(here.context.shopper))
-    top = click.items.gather(1, here.context.candidates).topk(min(10, read.choices), 1)
-    liked = top.values.mean(1, keepdim=True)
-    bought = purchase.items.gather(1, here.context.candidates).gather(1, top.indices).mean(1, keepdim=True)
+    shopper, candidates = here.context.shopper, here.context.candidates
+    tastes, (click, purchase) = read.tastes, read.tastes.utilities()
+    names, n = read.builder.shopper.numeric, len(shopper)
+    first = names.index("effect.offer.0") - tastes.width
+    belief = shopper[:, first : first + tastes.share.numel()]
+    scaled = tastes.scaled(read._features_of(shopper))
+    liked, bought = (
+        part.reshape(n, -1, tastes.share.numel())
+        for part in tastes.log_odds(
+            (click, purchase),
+            scaled.repeat_interleave(candidates.shape[1], 0),
+            (candidates.reshape(-1), None, None, None),
+        )
+    )
+    top = here.context.affinity.topk(min(10, read.choices), 1).indices[:, :, None].expand(-1, -1, liked.shape[2])
+    liked, bought = (part.gather(1, top).mean(1) for part in (liked, bought))
 
     def worth(click_odds, purchase_odds):
-        value = calibrated(click_odds.sigmoid(), read.calibration[0])
-        return (value * (1 + 5 * calibrated(purchase_odds.sigmoid(), read.calibration[1]))).log()
+        return (click_odds.sigmoid() * (1 + 5 * purchase_odds.sigmoid()) * belief).sum(1).log()
 
-    names = read.builder.shopper.numeric
     for prefix, clicks, purchases in (
-        ("effect.offer.", click.offers, purchase.offers),
-        ("effect.line.", click.lines, purchase.lines),
+        ("effect.offer.", click.offer, purchase.offer),
+        ("effect.line.", click.line[:-1], purchase.line[:-1]),
     ):
-        columns = [names.index(f"{prefix}{i}") for i in range(clicks.shape[1])]
+        columns = [names.index(f"{prefix}{i}") for i in range(len(clicks))]
         assert sum(name.startswith(prefix) for name in names) == len(columns) > 1
-        expected = worth(liked + clicks, bought + purchases) - worth(liked, bought)
-        torch.testing.assert_close(here.context.shopper[:, columns], expected, atol=1e-5, rtol=1e-4)
-        assert expected.std() > 0
+        for column, more, sold in zip(columns, clicks, purchases, strict=True):
+            expected = worth(liked + more, bought + sold) - worth(liked, bought)
+            torch.testing.assert_close(shopper[:, column], expected, atol=1e-5, rtol=1e-4)
+        assert shopper[:, columns].std() > 0
 
 
 def test_a_world_whose_features_stand_in_another_order():

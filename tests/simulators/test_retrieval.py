@@ -42,10 +42,16 @@ def world(request, regular) -> RetrievingWorld:
 
 
 def odds(world: RetrievingWorld, people: torch.Tensor) -> torch.Tensor:
-    """Return what the first member makes of every item, shape (n, I)."""
-    inner, model = world.world, world.model
+    """Return what the first member and the classes make of every item, but for what is the same for all: (n, I)."""
+    inner, model, tastes = world.world, world.model, world.tastes
     person = inner.person(people) if isinstance(inner, ReadWorld) else model.person(people, None)
-    return model.tables(person)[0].items
+    if isinstance(inner, ReadWorld):
+        first = inner.builder.shopper.numeric.index("effect.offer.0") - tastes.width
+        beliefs = people[:, first : first + tastes.share.numel()]
+    else:
+        beliefs = tastes.beliefs(tastes.begin(tastes.scaled(people)))
+    own = (model.wish(person)[:, None] * model.click.items(model.item_vectors)).sum(2)
+    return own + (beliefs[:, None] * tastes.utilities()[0].item).sum(2)
 
 
 def shown(context, size: int) -> Decision[torch.Tensor]:
