@@ -1,6 +1,7 @@
 """The myopic strategy against a search over every page it could show."""
 
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ import torch
 from hawker.agents.myopic import MyopicPages
 from hawker.shop.decision import EMPTY
 from hawker.shop.reward import RewardSpec
-from hawker.simulators.appeal import Tables
+
+
+class Tables(NamedTuple):
+    """Log-odds of items (n, I), and what lines (n, L) and offers (n, T) add."""
+
+    items: torch.Tensor
+    lines: torch.Tensor | None
+    offers: torch.Tensor | None
 
 
 class Told:
@@ -41,7 +49,7 @@ def drawn(seed: int, n: int) -> Tables:
     generator = torch.Generator().manual_seed(seed)
     items, lines, offers = (torch.randn(n, width, generator=generator) for width in (6, 4, 3))
     offers[:, 0] = 0.0
-    return Tables(items, lines, offers, None)
+    return Tables(items, lines, offers)
 
 
 @pytest.mark.parametrize("reward", [RewardSpec(), RewardSpec(click=0.2, conversion=3.0)])
@@ -76,7 +84,7 @@ def test_no_line_and_no_offer_would_pay_more(reward):
 
 
 def test_shoppers_of_clicks_alone_get_items_alone():
-    click = Tables(drawn(1, 5).items, None, None, None)
+    click = Tables(drawn(1, 5).items, None, None)
     context = context_of(5, 1)
     decision = MyopicPages("greedy", Told(click, None, 2, 1), RewardSpec()).propose(context, torch.Generator())
     assert decision.slate[:, 0].tolist() == context.candidates[:, 0].tolist()

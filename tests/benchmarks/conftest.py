@@ -33,6 +33,7 @@ from hawker.simulators.rows import Rows
 from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.store import FittedShoppers
 from hawker.simulators.support import Support
+from hawker.simulators.taste_classes import TasteClasses
 
 MOSTLY_ESTIMATES = FitConfig(shares=(0.02, 0.02, 0.96))
 
@@ -120,7 +121,11 @@ def untrained(bazaar: BazaarWorld, cohort: Cohort, hashed: Encoder) -> FittedSho
     shopper = torch.from_numpy(builder.encode_shoppers(frame))[:: bazaar.size * 5]
     candidates = torch.arange(30).expand(len(shopper), -1)
     arrivals = Context(shopper, candidates, torch.ones_like(candidates).bool(), torch.zeros(candidates.shape))
-    ensemble = Ensemble(members, IDENTITY.clone())
+    tastes = TasteClasses(builder, bazaar.size, recorded, lines, 0.1, 0.1).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(2)
+    for weights in tastes.parameters():
+        weights.copy_(0.1 * torch.randn(weights.shape, generator=generator))
+    ensemble = Ensemble(members, IDENTITY.clone(), tastes)
     return FittedShoppers(
         builder, bazaar.size, FitConfig(), {"train": ensemble}, {"train": arrivals}, Path(), "", support, lines
     )
