@@ -37,6 +37,7 @@ from hawker.policies.page_actor import PageActor
 from hawker.policies.slate import Linear, initialise
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import Outcome
+from hawker.shop.devices import mixed_precision
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RETURN_DAYS
 
@@ -156,7 +157,7 @@ class PageActorCriticPolicy(ActorCriticPolicy):
         """Return the distribution over pages for observations."""
         context = Context(obs["shopper"], obs["candidates"], obs["mask"].bool(), obs["affinity"])
         ad_mask = obs["ad_mask"].bool() if "ad_mask" in obs else None
-        with torch.autocast(context.mask.device.type, torch.bfloat16, enabled=context.mask.device.type == "cuda"):
+        with mixed_precision(context.mask.device):
             pages = self.actor.distribution(context, ad_mask, obs.get("given"))
         return PageActionDistribution(pages, context.mask.shape[1], self.generator)
 

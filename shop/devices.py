@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from hawker.shop.errors import InputError
@@ -49,3 +50,14 @@ def choose_threads() -> int:
     threads = int(wanted)
     torch.set_num_threads(threads)
     return threads
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which matrix products are in bfloat16 where that pays: on a GPU that has it.
+
+    Weights, sums, losses and gradients of weights stay in float32, so that nothing has to be rescaled.
+    """
+    import torch
+
+    fits = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fits)

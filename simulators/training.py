@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hawker.shop.context import ContextBuilder
+from hawker.shop.devices import mixed_precision
 from hawker.shop.lines import Lines
 from hawker.simulators.appeal import Architecture, Recorded
 from hawker.simulators.config import FitConfig
@@ -196,7 +197,9 @@ def fit_member(
     for epoch in range(1, epochs + 1):
         for rows in shopper_batches(log.rows, drawn, size, generator, device):
             keep = (torch.rand(len(model.item_vectors), generator=generator) >= config.id_dropout).float().to(device)
-            loss = negative_log_likelihood(model, rows, predict_rows(model, rows, keep, clicked_only=True)) / len(rows)
+            with mixed_precision(device):  # of what is learned alone: what stops training, and what is fitted, is exact
+                predicted = predict_rows(model, rows, keep, clicked_only=True)
+            loss = negative_log_likelihood(model, rows, predicted) / len(rows)
             optimizer.zero_grad()
             loss.backward()
             _add_prior(precisions, n_rows)

@@ -1,17 +1,22 @@
 """Batches of whole shoppers, and members trained side by side."""
 
 import dataclasses
+import functools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.context import ContextBuilder
+from hawker.shop.language import HashedEncoder
+from hawker.shop.lines import Lines
 from hawker.simulators import training
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fitting import fit_ensemble
+from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.rows import Rows, Timeline, encode_log
 from hawker.simulators.small import small_tables
 from hawker.simulators.training import shopper_batches
@@ -102,3 +107,22 @@ def test_members_trained_in_processes_of_their_own_are_the_same(monkeypatch: pyt
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name])
+
+
+def test_a_fit_in_mixed_precision_learns_the_same(monkeypatch: pytest.MonkeyPatch, journeys: tuple[pd.DataFrame, ...]):
+    """As on a GPU, with the processor's own bfloat16: every head is there, and weights stay in float32."""
+    impressions, items, _ = journeys
+    builder, config = ContextBuilder.fit(impressions, items), FitConfig(members=1, epochs=3, batch=128)
+    lines = Lines.from_impressions(impressions, HashedEncoder())
+    log = encode_log(impressions, builder, lines, CPU)
+    said = []
+    for halved in (False, True):
+        forced = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=halved)
+        monkeypatch.setattr(training, "mixed_precision", lambda device, forced=forced: forced())
+        ensemble = fit_ensemble(log, builder, 3, config, 0, np.random.default_rng(0), CPU, lambda line: None, lines, 3)
+        assert {value.dtype for value in ensemble.models[0].parameters()} == {torch.float32}
+        with torch.no_grad():
+            said.append(predict_rows(ensemble.models[0], log.rows))
+    for head in ("click", "conversion", "leave", "back"):
+        exact, halved = (getattr(each, head) for each in said)
+        assert 0 < (exact - halved).square().mean().sqrt() < 0.05, head
