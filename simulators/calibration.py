@@ -11,6 +11,10 @@ from hawker.simulators.shopper import calibrated, log_odds
 def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | None = None) -> Tensor:
     """Return a and b of log-odds z -> a + b z, fitted to the mean of the members' probabilities.
 
+    An event is predicted by the members that have not learned from it, often one or two: their log-odds vary more than
+    those of all members together, by noise, which flattens the slope. It is raised by the ratio of the two variances
+    (regression dilution; Fuller 1987, Measurement Error Models).
+
     The level at the mean z and the slope b have Gaussian priors around no change, with standard deviations 0.1 and
     0.25: they weigh as much as a hundred clicks or fewer, so that ten clicks can neither move the click rate by half
     nor turn a model's ranking around.
@@ -48,4 +52,20 @@ def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | Non
         return loss
 
     optimizer.step(closure)
-    return (calibration().detach() if bool(torch.isfinite(change).all()) else identity).float()
+    if not bool(torch.isfinite(change).all()):
+        return identity.float()
+    level, slope = change.detach()
+    slope = (1.0 + slope) * _dilution(raw, weight, times)
+    return torch.stack([level + (1.0 - slope) * mean, slope]).float()
+
+
+def _dilution(raw: Tensor, weight: Tensor, times: Tensor) -> Tensor:
+    """Return how much more the log-odds of the weighted members vary than those of all, from 1 to 2, a scalar."""
+
+    def spread(probability: Tensor) -> Tensor:
+        z = log_odds(probability)
+        return (times * (z - (times * z).sum() / times.sum()).square()).sum()
+
+    everybody = spread(raw.mean(0))
+    ratio = spread((raw * weight).sum(0)) / everybody if everybody > 1e-9 else torch.ones_like(everybody)
+    return ratio.clamp(1.0, 2.0)

@@ -20,8 +20,8 @@ from hawker.simulators.rows import EncodedLog, Rows
 from hawker.simulators.shopper import HEADS, IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import bootstrap_shoppers
 from hawker.simulators.stored import some_units, with_beliefs
-from hawker.simulators.taste_fit import find_tastes
-from hawker.simulators.taste_rows import believing
+from hawker.simulators.taste_fit import find_tastes, folds_of
+from hawker.simulators.taste_rows import believing_apart
 from hawker.simulators.training import Member, Trainer, of_units, train_members, unit_batches
 
 Progress = Callable[[str], None]
@@ -48,10 +48,10 @@ def fit_ensemble(
     """Fit and calibrate an ensemble on some rows of a log.
 
     Where shoppers are seen on more than one page, classes of taste are fitted first, for all members: they have few
-    weights. Members learn what to add to them. Each sees its own bootstrap of the shoppers and stops by the shoppers
-    left out of it. The last rows in time then calibrate the ensemble, each predicted only by the members whose
-    bootstrap left it out, so that no click is both learned from and calibrated on, and none has to be kept from
-    learning.
+    weights. Members learn what to add to what classes say that do not know the shopper. Each sees its own bootstrap of
+    the shoppers and stops by the shoppers left out of it. The last rows in time then calibrate the ensemble, each
+    predicted only by the members whose bootstrap left it out, so that no click is both learned from and calibrated on,
+    and none has to be kept from learning.
 
     Args:
         log: The rows to learn from, on the CPU: batches go to the device.
@@ -71,9 +71,11 @@ def fit_ensemble(
     if recorded.timeline:
         progress("classes of taste")
         seed = int(generator.integers(2**62))
-        some = some_units(log, TASTED, seed).rows.to(device)
-        tastes = find_tastes(some, builder, size, recorded, lines, seed)
-        log = with_beliefs(log, lambda rows: believing(tastes, rows.to(device)))
+        some = some_units(log, TASTED, seed)
+        tastes, apart = find_tastes(some.rows.to(device), builder, size, recorded, lines, seed, folds_of(some.shopper))
+        log = with_beliefs(
+            log, lambda rows, who: believing_apart(apart, torch.from_numpy(who % len(apart)), rows.to(device))
+        )
     members = []
     for i in range(config.members):
         drawn, left_out = (torch.from_numpy(part) for part in bootstrap_shoppers(log.shopper, generator))

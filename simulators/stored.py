@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -128,13 +129,19 @@ def blocks(log: EncodedLog, size: int = BLOCK) -> Iterator[Rows]:
         start = stop
 
 
-def with_beliefs(log: EncodedLog, believing: Callable[[Rows], Rows]) -> EncodedLog:
-    """Return the log with the column ``believed``, which ``believing`` adds to rows of whole shoppers."""
+def with_beliefs(log: EncodedLog, believing: Callable[[Rows, npt.NDArray[np.int64]], Rows]) -> EncodedLog:
+    """Return the log with the column ``believed``, which ``believing`` adds to rows of whole shoppers.
+
+    It is given their entries in ``log.shopper``, too.
+    """
     if not isinstance(log, StoredLog):
-        return replace(log, rows=believing(log.rows))
+        return replace(log, rows=believing(log.rows, log.shopper))
+    done = 0
     with (log.path / "believed").open("wb") as file:
         for rows in blocks(log):
-            told = believing(rows).believed
+            assert rows.time is not None
+            told = believing(rows, log.shopper[done : done + len(rows.time)]).believed
+            done += len(rows.time)
             assert told is not None
             told.float().cpu().contiguous().numpy().tofile(file)
     return open_log(log.path, log.shape)

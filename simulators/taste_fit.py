@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +26,12 @@ STARTS, FIRST_STEPS = 3, 20
 """Sets of first weights, and steps after which only the likeliest of them goes on: a poor start merges two classes."""
 
 STEP_SIZE = 0.05
+
+FOLDS, REFIT = 8, 20
+"""Parts that shoppers fall into, and last steps of the fit that are taken again without one of them."""
+
+FEW = 8
+"""Shoppers of a part, at least; where there are fewer, all are in one."""
 
 FIRST_SPREAD = 0.05
 """Standard deviation of the first weights in which classes differ."""
@@ -69,16 +78,28 @@ class _Block(NamedTuple):
     turns: list[tuple[Tensor, Tensor]]
 
 
-def fit_taste_classes(model: TasteClasses, rows: Rows, seed: int) -> TasteClasses:
-    """Fit classes to a log with a timeline by maximum a posteriori, and return them.
+def folds_of(shopper: npt.NDArray[np.int64]) -> Tensor:
+    """Return which part each shopper of ``EncodedLog.shopper`` falls into, shape (n,)."""
+    return torch.from_numpy(shopper % (FOLDS if len(shopper) >= FEW * FOLDS else 1))
+
+
+def fit_taste_classes(
+    model: TasteClasses, rows: Rows, seed: int, fold: Tensor
+) -> tuple[TasteClasses, list[TasteClasses]]:
+    """Fit classes to a log with a timeline by maximum a posteriori.
 
     Args:
         model: Unfitted classes, on the log's device.
         rows: The log.
         seed: Of the first weights.
+        fold: The part that each shopper falls into, shape (n,).
+
+    Returns:
+        The classes; and for each part the same classes (their numbers agree) as the other parts alone have them.
     """
     generator = torch.Generator().manual_seed(seed)
-    blocks = [_prepared(model, part) for part in _parts(rows)]
+    by_fold = [[_prepared(model, part) for part in _parts(rows, fold == f)] for f in range(int(fold.max()) + 1)]
+    blocks = [block for some in by_fold for block in some]
     unfitted = {name: value.clone() for name, value in model.state_dict().items()}
     best_loss, best = math.inf, unfitted
     for _ in range(STARTS):
@@ -89,7 +110,10 @@ def fit_taste_classes(model: TasteClasses, rows: Rows, seed: int) -> TasteClasse
             best_loss, best = loss, {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(best)
     _descend(model, blocks, FIRST_STEPS, STEPS)
-    return model.requires_grad_(False).eval()
+    apart = [copy.deepcopy(model) for _ in by_fold]
+    for f, other in enumerate(apart if len(by_fold) > 1 else ()):
+        _descend(other, [block for g, some in enumerate(by_fold) if g != f for block in some], STEPS - REFIT, STEPS)
+    return model.requires_grad_(False).eval(), [other.requires_grad_(False).eval() for other in apart]
 
 
 @torch.no_grad()
@@ -134,12 +158,13 @@ def _penalty(model: TasteClasses) -> Tensor:
     return total
 
 
-def _parts(rows: Rows) -> Iterator[Rows]:
+def _parts(rows: Rows, chosen: Tensor) -> Iterator[Rows]:
+    """Yield the rows of the chosen shoppers, where a mask (n,) is True, some at a time."""
     assert rows.time is not None
     pages = rows.time.first[1:]
     last = torch.searchsorted(rows.page, pages)  # rows up to and with each shopper
     for number in range(int(last[-1]) // BLOCK + 1):
-        who = (last // BLOCK == number).nonzero().squeeze(1)
+        who = ((last // BLOCK == number) & chosen.to(last.device)).nonzero().squeeze(1)
         if len(who):
             yield rows.take(rows.time.pages(who), rows.time.take(who))
 
@@ -213,14 +238,15 @@ def _log_marginal(model: TasteClasses, block: _Block) -> Tensor:
 
 
 def find_tastes(
-    rows: Rows, builder: ContextBuilder, size: int, recorded: Recorded, lines: Lines | None, seed: int
-) -> TasteClasses:
-    """Return the classes of taste that a log with a timeline shows; ``seed`` is that of their first weights.
+    rows: Rows, builder: ContextBuilder, size: int, recorded: Recorded, lines: Lines | None, seed: int, fold: Tensor
+) -> tuple[TasteClasses, list[TasteClasses]]:
+    """Return the classes of taste that a log with a timeline shows, and those that do not know a part of its shoppers.
 
-    The other arguments are as for `hawker.simulators.shopper.ShopperModel`.
+    ``seed`` and ``fold`` are as in ``fit_taste_classes``, the other arguments as for
+    `hawker.simulators.shopper.ShopperModel`.
     """
     clicks = float(rows.clicked.sum())
     bought = 0.0 if rows.converted is None else float(rows.converted.nan_to_num().sum())
     rates = (clicks + 1.0) / (len(rows) + 2.0), (bought + 1.0) / (clicks + 2.0)
     unfitted = TasteClasses(builder, size, recorded, lines, *rates).to(rows.item.device)
-    return fit_taste_classes(unfitted, rows, seed)
+    return fit_taste_classes(unfitted, rows, seed, fold)

@@ -31,13 +31,25 @@ def test_members_that_exaggerate_are_calibrated():
 
 def test_only_members_that_have_not_seen_a_row_calibrate_on_it():
     item, clicked = two_items(20_000, (-2.0, 0.0))
-    unseen = torch.stack([torch.ones(len(item)), torch.zeros(len(item))])
-    both = calibrate(said(item, (-2.0, 0.0), (-6.0, -6.0)), clicked, unseen)  # the second has seen everything
-    assert both.tolist() == pytest.approx([0.0, 1.0], abs=0.06)
-    raw = said(item, (-2.0, 0.0))
+    raw, seen = said(item, (-2.0, 0.0)), torch.arange(len(item)) % 2
+    unseen = torch.stack([seen, 1 - seen]).float()
+    by_heart = torch.where(unseen > 0, raw, 0.01 + 0.98 * clicked)  # what each member has seen it knows
+    assert calibrate(by_heart, clicked, unseen).tolist() == pytest.approx([0.0, 1.0], abs=0.06)
     half = torch.arange(len(item)) < 10_000  # the rows that nobody may judge do not count
     expected = calibrate(raw[:, half], clicked[half], torch.ones(1, 10_000))
     torch.testing.assert_close(calibrate(raw, clicked, half[None].float()), expected)
+
+
+def test_the_mean_of_all_members_is_calibrated_not_that_of_the_few_that_judge():
+    generator, n = torch.Generator().manual_seed(5), 200_000
+    truth = torch.randn(n, generator=generator) - 1.0
+    clicked = (torch.rand(n, generator=generator) < truth.sigmoid()).float()
+    raw = (truth + 0.8 * torch.randn(5, n, generator=generator)).sigmoid()
+    unseen = torch.nn.functional.one_hot(torch.randint(5, (n,), generator=generator), 5).T.float()
+    few = calibrate(torch.where(unseen > 0, raw, 0).sum(0, keepdim=True), clicked, torch.ones(1, n))
+    best = calibrate(raw.mean(0, keepdim=True), clicked, torch.ones(1, n))
+    assert float(few[1]) < float(best[1]) - 0.2
+    assert float(calibrate(raw, clicked, unseen)[1]) == pytest.approx(float(best[1]), abs=0.06)
 
 
 @pytest.mark.parametrize(("contrary", "least", "most"), [(3, 0.9, 1.05), (10, 0.5, 0.7)])

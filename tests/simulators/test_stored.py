@@ -80,12 +80,14 @@ def test_blocks_are_the_log_in_order(whole, size):
 def test_beliefs_stand_beside_the_rows(stored, whole, monkeypatch):
     monkeypatch.setattr("hawker.simulators.stored.BLOCK", 100)
 
-    def believing(rows: Rows) -> Rows:
-        return dataclasses.replace(rows, believed=torch.stack([rows.item, rows.position], 1).float())
+    def believing(rows: Rows, shopper: np.ndarray) -> Rows:
+        owner = torch.from_numpy(np.repeat(shopper, rows.time.first.diff()))[rows.page]
+        return dataclasses.replace(rows, believed=torch.stack([rows.item, owner], 1).float())
 
     told, here = with_beliefs(stored, believing), with_beliefs(whole, believing)
     assert isinstance(told, StoredLog)
     assert torch.equal(told.rows.believed, here.rows.believed)
+    assert told.rows.believed[:, 1].tolist() == whole.owners().tolist()
     some = told.rows.take(torch.tensor([5, 2]))
     assert torch.equal(some.believed[:, 0].long(), some.item)
 

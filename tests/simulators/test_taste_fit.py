@@ -11,7 +11,7 @@ from hawker.shop.decision import Decision
 from hawker.simulators import taste_fit
 from hawker.simulators.rows import encode_log
 from hawker.simulators.taste_classes import CLASSES, TasteClasses, log_likelihood
-from hawker.simulators.taste_fit import _log_marginal, _parts, _prepared, find_tastes
+from hawker.simulators.taste_fit import FEW, FOLDS, _log_marginal, _parts, _prepared, find_tastes, folds_of
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def test_blocks_of_shoppers_add_up(shop, monkeypatch):
     model = random_classes(shoppers, 2)
     whole = _log_marginal(model, _prepared(model, rows))
     monkeypatch.setattr(taste_fit, "BLOCK", 200)
-    parts = list(_parts(rows))
+    parts = list(_parts(rows, torch.ones(len(rows.time), dtype=torch.bool)))
     assert len(parts) > 2
     assert sum(len(part) for part in parts) == len(rows)
     torch.testing.assert_close(sum(_log_marginal(model, _prepared(model, part)) for part in parts), whole)
@@ -109,7 +109,9 @@ def test_planted_classes_are_found(shop, journeys):
     impressions["converted"] = (clicked & (generator.random(len(impressions)) < 0.3)).astype(int)
     recorded = shoppers.ensembles["train"].models[0].recorded
     log = encode_log(impressions, shoppers.builder, shoppers.lines, CPU)
-    found, again = (find_tastes(log.rows, shoppers.builder, 3, recorded, shoppers.lines, 0) for _ in range(2))
+    shop_of = (log.rows, shoppers.builder, 3, recorded, shoppers.lines)
+    fold = torch.arange(len(log.shopper)) % 3
+    (found, apart), (again, _) = (find_tastes(*shop_of, 0, fold) for _ in range(2))
     for one, other in zip(found.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     red = torch.tensor(items[list(shoppers.builder.catalog.item_ids)].str.contains("red|old").to_numpy())
@@ -132,6 +134,20 @@ def test_planted_classes_are_found(shop, journeys):
     told = np.array([int(name[1:]) % 2 for name in impressions["shopper_id"].iloc[log.order[_first_rows(log.rows)]]])
     values = np.array(believed)
     assert ((values > np.median(values)) == (told == 1)).mean() > 0.85
+    # Those that do not know a part of the shoppers are the same classes, and the likelier the others are to them.
+    for number, other in enumerate(apart):
+        of_other = other.utilities()[0].item
+        assert np.corrcoef(of_other.flatten(), table.flatten())[0, 1] > 0.9
+        gains = []
+        for known in (fold == number, fold != number):
+            block = _prepared(found, next(_parts(log.rows, known)))
+            gains.append(float(_log_marginal(other, block) - _log_marginal(found, block)) / int(known.sum()))
+        assert gains[0] < min(gains[1], -0.01), "what was forgotten is less likely, and the rest less so or more likely"
+
+
+def test_few_shoppers_are_in_one_part():
+    assert folds_of(np.arange(FEW * FOLDS - 1)).unique().tolist() == [0]
+    assert folds_of(np.arange(FEW * FOLDS)).bincount().tolist() == [FEW] * FOLDS
 
 
 def _first_rows(rows) -> np.ndarray:
@@ -145,6 +161,7 @@ def test_a_log_without_purchases_offers_or_lines_has_classes(shop, journeys):
         shoppers.ensembles["train"].models[0].recorded, conversions=False, revenue=False, offers=1
     )
     rows = encode_log(impressions, shoppers.builder, None, CPU).rows
-    found = find_tastes(rows, shoppers.builder, 3, recorded, None, 0)
+    found, apart = find_tastes(rows, shoppers.builder, 3, recorded, None, 0, torch.zeros(len(rows.time)).long())
+    assert torch.equal(apart[0].click.item_class.weight, found.click.item_class.weight)
     assert found.purchase is None
     assert all(torch.isfinite(weights).all() for weights in found.parameters())

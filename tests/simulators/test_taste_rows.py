@@ -1,5 +1,6 @@
 """What classes expect of a log, page by page."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hawker.simulators import taste_rows
 from hawker.simulators.rows import encode_log
 from hawker.simulators.taste_classes import CLASSES, TasteClasses
-from hawker.simulators.taste_rows import beliefs_before, believed, believing
+from hawker.simulators.taste_rows import beliefs_before, believed, believing, believing_apart
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,18 @@ def test_blocks_make_no_difference(tastes, rows, monkeypatch):
     whole = believing(tastes, rows)
     monkeypatch.setattr(taste_rows, "BLOCK", 97)
     torch.testing.assert_close(believing(tastes, rows).believed, whole.believed)
+
+
+def test_each_shopper_is_told_of_by_the_classes_of_their_part(tastes, rows):
+    other = copy.deepcopy(tastes)
+    with torch.no_grad():
+        other.click.item_class.weight.neg_()
+    fold = torch.arange(len(rows.time)) % 2
+    found = believing_apart([tastes, other], fold, rows).believed
+    of_row = fold.repeat_interleave(rows.time.first.diff())[rows.page][:, None]
+    expected = torch.where(of_row == 0, believing(tastes, rows).believed, believing(other, rows).believed)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(believing(tastes, rows).believed, believing(other, rows).believed)
 
 
 def test_without_classes_nothing_is_believed(rows):
