@@ -13,6 +13,10 @@ FEWER = 0.75
 """Share of the rows from which on down those that have ended are taken out of the cache: doing it copies the rest."""
 
 
+SHARED = 16
+"""Tokens that all prompts must begin with to be read once for all of them: one more step has its own cost."""
+
+
 def goes_on(model: Any) -> bool:
     """Say whether a causal language model of transformers can go on from what it has read."""
     return "past_key_values" in _takes(model)
@@ -40,12 +44,57 @@ def read_once(model: Any, ids: Tensor, mask: Tensor) -> Any:
     """
     _, owner = torch.unique(ids.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
     first = torch.full_like(owner, len(owner)).scatter_reduce(0, owner, torch.arange(len(owner)).to(owner), "amin")
-    first = first[: int(owner.max()) + 1]
-    told = {"attention_mask": mask[first], **placed(model, mask[first])}
-    cache = model.base_model(input_ids=ids[first], use_cache=True, **told).past_key_values
+    first, order = first[: int(owner.max()) + 1].sort()  # in the order in which they come, which is not that of unique
+    owner = order.argsort()[owner]
+    cache = _read(model, ids[first], mask[first])
     if len(first) < len(owner):
         cache.batch_select_indices(owner)
     return cache
+
+
+def _read(model: Any, ids: Tensor, mask: Tensor) -> Any:
+    """Read n texts, on a CPU what all begin with once; there reading takes as long as there are tokens."""
+    from transformers.cache_utils import DynamicLayer
+
+    shared = _shared(ids, mask) if len(ids) > 1 and ids.device.type == "cpu" else 0
+    if shared >= SHARED:
+        start = int(mask[0].argmax())
+        one = torch.ones_like(mask[:1, :shared])
+        cache = _step(model, ids[:1, start : start + shared], one)
+        if all(type(layer) is DynamicLayer for layer in cache.layers):  # no window, no state of its own
+            return _read_on(model, ids, mask, shared, cache)
+    return _step(model, ids, mask)
+
+
+def _read_on(model: Any, ids: Tensor, mask: Tensor, shared: int, cache: Any) -> Any:
+    """Read the rest of n texts whose first ``shared`` tokens a cache of one row holds; see ``_read``."""
+    column = torch.arange(ids.shape[1], device=ids.device)
+    padding = (mask == 0).sum(1, keepdim=True)
+    cache.batch_select_indices(torch.zeros(len(ids), dtype=torch.long, device=ids.device))
+    # What is shared comes first, then the padding: where a key stands does not matter, only what place it was told.
+    there = torch.where(column < shared, 1, (column >= padding + shared).to(mask.dtype))
+    cache = _step(model, ids[:, shared:], there, cache)
+    if bool((padding > 0).any()):
+        begins = (column >= padding) & (column < padding + shared)
+        back = torch.where(begins, column - padding, column)[:, None, :, None]
+        for layer in cache.layers:
+            layer.keys, layer.values = (part.take_along_dim(back, 2) for part in (layer.keys, layer.values))
+    return cache
+
+
+def _step(model: Any, ids: Tensor, mask: Tensor, cache: Any = None) -> Any:
+    """Return the cache after tokens (n, w), the last of those that a mask (n, width) tells of."""
+    told = {name: places[:, -ids.shape[1] :] for name, places in placed(model, mask).items()}
+    answer = model.base_model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **told)
+    return answer.past_key_values
+
+
+def _shared(ids: Tensor, mask: Tensor) -> int:
+    """Return how many tokens all of n texts begin with."""
+    length = mask.sum(1)
+    places = (ids.shape[1] - length)[:, None] + torch.arange(int(length.min()), device=ids.device)
+    begun = ids.gather(1, places)
+    return int((begun == begun[:1]).all(0).int().cumprod(0).sum())
 
 
 @torch.no_grad()
