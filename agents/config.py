@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hawker.agents.writer_config import GrpoConfig
 from hawker.shop.artefacts import find_directory, read_json
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
@@ -174,3 +175,34 @@ def defaults_for(shoppers: Path) -> TrainConfig:
     if not whole:
         return TrainConfig()
     return WHOLE_PAGES if bought else replace(WHOLE_PAGES, reward=RewardSpec())
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """How pages and the words on them are learned in turn.
+
+    Attributes:
+        writer: The language model that the writer begins as: a fetched name, a directory or a hub id; RUN/writer/sft,
+            say.
+        rounds: How often the strategy, the writer and the bank are made one after the other.
+        places: Items, audiences and discounts that a bank holds lines for, at most; half of them are for anybody.
+        count: Lines drawn for each of them.
+        voice: Lines in the shop's voice, which the writer is shown.
+        writing: How the writer is optimised; its reward is that of the pages.
+    """
+
+    writer: str
+    rounds: int = 1
+    places: int = 400
+    count: int = 8
+    voice: tuple[str, ...] = ()
+    writing: GrpoConfig = field(default_factory=GrpoConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes nothing, and a reward that would not count."""
+        for name in ("rounds", "places", "count"):
+            if getattr(self, name) < 1:
+                raise InputError("bad config", where=f"train.{name}", got=getattr(self, name), expected="at least 1")
+        if self.writing.reward != RewardSpec():
+            remedy = "leave it out here, and give it with --reward"
+            raise InputError("the writer is rewarded as the pages are", where="writing.reward", remedy=remedy)

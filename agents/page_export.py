@@ -15,14 +15,26 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from hawker.agents.bank_export import SURFACE, compare_copy, golden_copy, page_copy, read_bank, without_copy
 from hawker.agents.page_graphs import ActorGraph, ObserveGraph, ReadGraph
 from hawker.agents.page_reasons import compare_reasons, reason_arrays, usual_pages
 from hawker.agents.page_world import read
 from hawker.policies.bundle import GOLDEN, GRAPH, ITEMS, MANIFEST
+from hawker.policies.copy_bank import CopyBank
 from hawker.policies.export import MAX_DELTA, OPSET, Edges, export_bundle, random_pages, trace_graph
 from hawker.policies.page import PageChoice, sum_of
 from hawker.policies.page_actor import PageStrategy
-from hawker.policies.page_bundle import FORMAT, LINES, MEMORY, READER, REASONS, AnsweredPages, PageBundle
+from hawker.policies.page_bundle import (
+    FORMAT,
+    FORMAT_WITH_BANK,
+    LINES,
+    MEMORY,
+    READER,
+    REASONS,
+    AnsweredPages,
+    PageBundle,
+)
+from hawker.policies.page_copy import BANK, PageCopy
 from hawker.policies.page_draw import Picks, log_probs, log_softmax
 from hawker.policies.page_reasons import Pages
 from hawker.policies.trained import POLICY, TrainedStrategy
@@ -40,6 +52,7 @@ from hawker.simulators.store import FittedShoppers, load_shoppers
 
 LARGEST = {
     "max_delta_log_prob": MAX_DELTA,
+    "max_delta_log_prob.copy": MAX_DELTA,
     "max_delta_log_prob_float32": 1e-3,
     "max_delta_log_prob_read": 1e-3,
     "max_delta_reasons": 1e-3,
@@ -57,11 +70,17 @@ _CPU = torch.device("cpu")
 Array = npt.NDArray[Any]
 
 
-def export_run(run: Run, out: Path) -> dict[str, Any]:
+def export_run(run: Run, out: Path, rules: Path | None = None) -> dict[str, Any]:
     """Write what a run has learned, slates or whole pages, as a bundle; see ``export_bundle`` and ``export_pages``.
 
+    Args:
+        run: The run; the lines of whole pages come from its copy bank, where it has one.
+        out: Directory to write.
+        rules: The guardrails that the bank's lines must have passed; by default those that come with Hawker.
+
     Raises:
-        InputError: The run has no policy, or one that was trained against other shoppers than it has.
+        InputError: The run has no policy, or one that was trained against other shoppers than it has; or its copy bank
+            is damaged or has passed other guardrails.
     """
     policy = verify_directory(run.policy, "policy")
     if "page" not in read_json(policy / POLICY):
@@ -70,39 +89,50 @@ def export_run(run: Run, out: Path) -> dict[str, Any]:
     if strategy.trained_on.get("shoppers") != shoppers.digest:
         remedy = f"train it anew with `hawker train {run.path}`"
         raise InputError("the policy was trained against other shoppers", where=run.policy, remedy=remedy)
-    return export_pages(strategy, shoppers, out)
+    return export_pages(strategy, shoppers, out, read_bank(run, rules))
 
 
-def export_pages(strategy: PageStrategy, shoppers: FittedShoppers, out: Path) -> dict[str, Any]:
+def export_pages(
+    strategy: PageStrategy, shoppers: FittedShoppers, out: Path, bank: CopyBank | None = None
+) -> dict[str, Any]:
     """Write a page strategy, and the reader that its contexts come from, as a bundle; compare both with torch.
 
     Args:
         strategy: What to export.
         shoppers: Those it was trained against.
         out: Directory to write; a previous bundle there is replaced once the new one has passed.
+        bank: Says the lines in the strategy's place; None lets the strategy choose them, if it does.
 
     Returns:
-        The report: ``figures`` of ``compare`` and ``compare_lives``, and ``bytes``; ``digest``; ``seed``; ``seconds``.
+        The report: ``figures`` of ``compare`` and ``compare_lives``, with a bank of ``compare_copy``, and ``bytes``;
+        ``digest``; ``seed``; ``seconds``.
 
     Raises:
-        InputError: The weights are not finite, ``out`` cannot be written, or onnxruntime does not compute what torch
-            does; nothing is written then.
+        InputError: The weights are not finite, ``out`` cannot be written, the log that says who is which audience is
+            not there, or onnxruntime does not compute what torch does; nothing is written then.
     """
     started, seed = time.perf_counter(), 0
     for name, weights in strategy.actor.state_dict().items():
         if weights.is_floating_point() and not bool((weights.isfinite() | name.endswith("shopper_spread")).all()):
             raise InputError("the strategy has weights that are not finite", where=name, remedy="train it anew")
+    said = None
+    if bank is not None:
+        shoppers = shoppers.with_lines(bank.texts(SURFACE))
+        assert shoppers.lines is not None
+        said, strategy = page_copy(bank, shoppers), without_copy(strategy, shoppers.lines.texts)
     reward = from_dict(RewardSpec, strategy.trained_on["config"]["reward"], "policy: trained_on: reward")
     world = read(shoppers, shoppers.world("train"), reward)
     if world.builder.shopper.columns != strategy.builder.shopper.columns:
         raise InputError("the policy decides on other contexts", where="policy", remedy="train it anew")
     with write_directory(out, "bundle") as scratch:
-        _write(strategy, shoppers, reward, scratch, world, seed)
+        _write(strategy, shoppers, reward, scratch, world, seed, said)
         bundle = PageBundle.open(scratch)
         figures = compare(bundle, strategy, CHECKED_PAGES, seed + 1)
         figures |= compare_lives(bundle, strategy, world, LIVES, LIVED_PAGES, seed + 2)
+        if bundle.copy is not None:
+            figures |= compare_copy(bundle.copy, bundle.lines, CHECKED_PAGES, bundle.size, seed + 3)
         for name, largest in LARGEST.items():
-            delta = figures[name]["value"]
+            delta = figures[name]["value"] if name in figures else 0.0  # not all pages say something
             if delta is None or delta > largest:
                 raise InputError(
                     "the exported strategy does not compute what torch does",
@@ -111,7 +141,8 @@ def export_pages(strategy: PageStrategy, shoppers: FittedShoppers, out: Path) ->
                     expected=f"log-probabilities at most {largest:g} apart",
                     remedy="install the versions of constraints.txt",
                 )
-    figures["bytes"] = figure(sum(path.stat().st_size for path in out.iterdir()), None, None, 1, "bytes")
+    written = (path for path in out.rglob("*") if path.is_file())
+    figures["bytes"] = figure(sum(path.stat().st_size for path in written), None, None, 1, "bytes")
     seconds = round(time.perf_counter() - started, 2)
     return {"figures": figures, "digest": sha256(out / CHECKSUMS), "seed": seed, "seconds": seconds}
 
@@ -158,6 +189,7 @@ def compare_lives(
     generator, exact = torch.Generator().manual_seed(seed), ActorGraph(strategy.actor)
     here, memory = world.arrive(n, generator), bundle.start(n)
     gap, number = np.zeros(n), np.zeros(n)
+    told, draws = None if bundle.copy is None else bundle.copy.start(n), np.random.default_rng(seed)
     contexts, chances, explained = 0.0, 0.0, 0.0
     for _ in range(pages):
         shopper, affinity = (here.state[OWN + name].numpy() for name in ("shopper", "affinity"))
@@ -173,10 +205,15 @@ def compare_lives(
         chances = max(chances, _largest(found - expected.numpy()))
         explained = max(explained, compare_reasons(bundle.reasons, scores, Pages(seen, picks, seen.mask)))
         decision = page.decision(here.context, expected)
+        if bundle.copy is not None and told is not None:
+            told, offer = bundle.copy.arrived(told, gap, number), None if page.offer is None else page.offer.numpy()
+            said = bundle.copy.choose(decision.slate.numpy(), bundle.copy.audiences.number(told), offer, draws)
+            decision = replace(decision, copy=torch.from_numpy(said.lines))
         here, outcome = world.respond(here, decision, generator)
-        memory = bundle.observe(
-            memory, _answered(shopper, affinity, context.candidates, gap, number, decision, outcome)
-        )
+        answered = _answered(shopper, affinity, context.candidates, gap, number, decision, outcome)
+        memory = bundle.observe(memory, answered)
+        if bundle.copy is not None and told is not None:
+            told = bundle.copy.answered(told, answered.slate, answered.clicked, answered.converted)
         left = np.zeros(n, bool) if outcome.leave is None else outcome.leave.numpy()
         gap = np.zeros(n) if outcome.days is None else outcome.days.numpy()
         number = np.where(left, 0.0, number + 1.0)
@@ -330,7 +367,13 @@ def _edges(strategy: PageStrategy, shop: ContextBuilder, width: int) -> dict[str
 
 
 def _write(
-    strategy: PageStrategy, shoppers: FittedShoppers, reward: RewardSpec, directory: Path, world: ReadWorld, seed: int
+    strategy: PageStrategy,
+    shoppers: FittedShoppers,
+    reward: RewardSpec,
+    directory: Path,
+    world: ReadWorld,
+    seed: int,
+    said: PageCopy | None,
 ) -> None:
     """Write the files of a bundle, but for the checksums."""
     actor, shop, ensemble = strategy.actor, shoppers.builder, shoppers.ensembles["train"]
@@ -343,20 +386,27 @@ def _write(
     if actor.layout.lines is not None:
         (directory / LINES).write_bytes(save(scoring.line_table()))
     explained = reason_arrays(strategy, world, usual_pages(strategy, world, seed))
+    if said is not None:
+        del explained["effect_line"]  # the bank says why
     (directory / REASONS).write_bytes(save({name: np.ascontiguousarray(part) for name, part in explained.items()}))
     with torch.no_grad():
-        golden = golden_examples(strategy, reading, observing, shop, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
+        golden = golden_examples(strategy, reading, observing, shop, generator)
+    if said is not None:
+        said.bank.save(directory / BANK)
+        golden |= golden_copy(said, strategy.lines, golden, generator)
     (directory / GOLDEN).write_bytes(save(golden))
     layout, trained = actor.layout, strategy.trained_on["config"]
     libraries = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch")
-    files = sorted(path.name for path in directory.iterdir())
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if said is None else FORMAT_WITH_BANK,
         "hawker": version("hawker"),
         "page": {"size": layout.size, "ad": layout.ad, "offers": layout.offers, "copy": layout.lines is not None},
         "hidden": actor.hidden,
         "width": observing.reader.width,
         "lines": list(strategy.lines),
+        **({} if said is None else {"bank": said.to_dict()}),
         "rules": {"ad_gap": trained.get("ad_gap", 1), "ad_load": trained.get("ad_cap", 1.0)},
         "longest_gap": NEVER,
         "trained_on": strategy.trained_on,

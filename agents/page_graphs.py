@@ -194,8 +194,9 @@ class ReadGraph(nn.Module):
         average = _best(value)
         click, purchase = average(click), None if purchase is None else average(purchase)
         plain, found = worth(click, purchase).clamp(min=LEAST).log(), []
-        offers, lines = of_click.offer, of_click.line[:-1]
-        sold = (None, None) if of_purchase is None else (of_purchase.offer, of_purchase.line[:-1])
+        rest = len(of_click.line) - classes.logged_lines  # lines that the log does not show, and none at all
+        offers, lines = of_click.offer, of_click.line[:-rest]
+        sold = (None, None) if of_purchase is None else (of_purchase.offer, of_purchase.line[:-rest])
         for added, own, least in ((offers, sold[0], 1), (lines, sold[1], 0)):
             if added.shape[0] > least:
                 both = None if purchase is None or own is None else purchase + own

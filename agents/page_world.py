@@ -62,7 +62,7 @@ def myopic(world: ReadWorld, reward: RewardSpec) -> MyopicPages:
     return MyopicPages("myopic", world, reward.plain, torch.arange(len(world.lines), device=world.device))
 
 
-def page_figures(world: ReadWorld, strategies: list[Strategy], config: TrainConfig) -> dict[str, Figure]:
+def page_figures(world: World, strategies: list[Strategy], config: TrainConfig) -> dict[str, Figure]:
     """Return what strategies earn per page and per shopper in a world, with 95% intervals of drawing shoppers.
 
     All meet the same shoppers. Pessimism is left out: it is a cost in training, not of the shop.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -79,15 +79,21 @@ def train(
     Raises:
         InputError: No shoppers, a bad config, or a checkpoint made with something else.
     """
-    _check(config)
-    device = resolve_device(config.device)
-    shoppers = load_shoppers(run.shoppers, device)
-    course = _whole_pages(shoppers, config) if remember(shoppers) else _slates(shoppers, config)
-    started = time.perf_counter()
+    check_training(config)
+    shoppers = load_shoppers(run.shoppers, resolve_device(config.device))
+    course = whole_pages(shoppers, config) if remember(shoppers) else _slates(shoppers, config)
+    return learn(run, shoppers, course, config, resume, progress)
+
+
+def learn(
+    run: Run, shoppers: FittedShoppers, course: Course, config: TrainConfig, resume: bool, progress: Progress
+) -> tuple[TrainedStrategy | PageStrategy, dict[str, Any]]:
+    """Train a strategy in a course and write it to a run; see ``train``."""
+    started, device = time.perf_counter(), resolve_device(config.device)
     model = page_ppo(course.env, config, course.line_vectors)
     free = ("steps", "checkpoint_every")  # what may change from one resume to the next
     same = {name: value for name, value in to_dict(config).items() if name not in free} | {"device": str(device)}
-    made_by = {"config": same, "shoppers": shoppers.digest}
+    made_by = {"config": same, "shoppers": shoppers.digest} | course.beside
     resumed = resume and find_directory(run.checkpoint).exists()
     if resumed:
         load_checkpoint(run.checkpoint, model, made_by)
@@ -104,7 +110,7 @@ def train(
         model.learn(config.steps - model.num_timesteps, callback=watch, reset_num_timesteps=False)
         save()
     model.logger.close()
-    trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)}
+    trained_on = {"shoppers": shoppers.digest, "logs": shoppers.logs_digest, "config": to_dict(config)} | course.beside
     strategy = course.strategy(model, trained_on)
     trained: list[Strategy] = [strategy]
     settled = None
@@ -131,7 +137,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Course:
+class Course:
     """What is trained in, and what is made of it.
 
     Attributes:
@@ -140,6 +146,7 @@ class _Course:
         baselines: Strategies to compare with.
         figures: Measures strategies in the world that is trained in.
         strategy: Makes a strategy of the trained model, from what it was trained on.
+        beside: What else it is trained on, beside the shoppers: a checkpoint must agree on it.
     """
 
     env: StorefrontVecEnv
@@ -147,11 +154,12 @@ class _Course:
     baselines: list[Strategy]
     figures: Callable[[list[Strategy]], dict[str, Figure]]
     strategy: Callable[[PagePPO, dict[str, Any]], TrainedStrategy | PageStrategy]
+    beside: dict[str, Any] = field(default_factory=dict)
 
 
-def _slates(shoppers: FittedShoppers, config: TrainConfig) -> _Course:
+def _slates(shoppers: FittedShoppers, config: TrainConfig) -> Course:
     world = shoppers.world("train")
-    return _Course(
+    return Course(
         StorefrontVecEnv(world, config.shoppers, config.reward, config.seed),
         None,
         [RandomStrategy(world.size)],
@@ -163,10 +171,11 @@ def _slates(shoppers: FittedShoppers, config: TrainConfig) -> _Course:
     )
 
 
-def _whole_pages(shoppers: FittedShoppers, config: TrainConfig) -> _Course:
+def whole_pages(shoppers: FittedShoppers, config: TrainConfig) -> Course:
+    """Return the course for whole pages, of the parts that the shoppers' log knows."""
     parts = parts_of(shoppers, config.reward)
     world = read(shoppers, shoppers.world("train", config.reward.doubts), config.reward)
-    return _Course(
+    return Course(
         StorefrontVecEnv(world, config.shoppers, config.reward, config.seed, parts, rules_of(config)),
         shoppers.lines.scaled if shoppers.lines is not None and parts.copy else None,
         baselines(world, config),
@@ -175,7 +184,12 @@ def _whole_pages(shoppers: FittedShoppers, config: TrainConfig) -> _Course:
     )
 
 
-def _check(config: TrainConfig) -> None:
+def check_training(config: TrainConfig) -> None:
+    """Refuse what nothing can be trained with.
+
+    Raises:
+        InputError: A number is out of bounds, or the strategy would learn in no step.
+    """
     for name, (low, high) in BOUNDS.items():
         value = getattr(config, name)
         if not low <= value <= high:  # NaN too

@@ -172,15 +172,16 @@ def run_writer(
     ablations: bool,
     quick: bool,
     keep: Path | None,
+    page: Path | None,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run ``hawker bench writer``; ``quick`` replaces sizes and all seeds but the first.
 
     Raises:
-        InputError: The model or the seeds cannot be used, or there is no trl.
+        InputError: The model or the seeds cannot be used, there is no trl, or the page cannot be drawn or written.
     """
-    if importlib.util.find_spec("trl") is None:
-        raise InputError("the writer needs trl", where="bench writer", remedy="run pip install 'hawker[train]'")
+    _require_charts(page)
+    _require_trl("bench writer")
     from hawker.benchmarks import writer  # trl need not be there for the other benchmarks
 
     threads = choose_threads()
@@ -188,6 +189,30 @@ def run_writer(
     report = writer.bench_writer(replace(config, model=model), progress, ablations=ablations, keep=keep)
     options = [*(["--quick"] if quick else []), *(["--ablations"] if ablations else []), "--model", model]
     command = shlex.join(["hawker", "bench", "writer", *options, "--seeds", *map(str, config.seeds)])
+    report = {**report, "machine": machine(threads), "command": command}
+    if page is not None:
+        from hawker.app.writer_page import write_page
+
+        write_page(report, page)
+    return report
+
+
+def run_strategist(
+    model: str, seeds: tuple[int, ...], quick: bool, keep: Path | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run ``hawker bench strategist``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The model or the seeds cannot be used, or there is no trl.
+    """
+    _require_trl("bench strategist")
+    from hawker.benchmarks import strategist  # trl need not be there for the other benchmarks
+
+    threads = choose_threads()
+    config = replace(strategist.QUICK, seeds=seeds[:1]) if quick else strategist.StrategistConfig(seeds=seeds)
+    report = strategist.bench_strategist(replace(config, model=model), progress, keep=keep)
+    options = [*(["--quick"] if quick else []), "--model", model]
+    command = shlex.join(["hawker", "bench", "strategist", *options, "--seeds", *map(str, config.seeds)])
     return {**report, "machine": machine(threads), "command": command}
 
 
@@ -202,6 +227,11 @@ def run_why(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]
     report = why.bench_why(config, progress)
     options = [*(["--quick"] if quick else []), "--seeds", *map(str, config.seeds)]
     return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "why", *options])}
+
+
+def _require_trl(command: str) -> None:
+    if importlib.util.find_spec("trl") is None:
+        raise InputError("the writer needs trl", where=command, remedy="run pip install 'hawker[train]'")
 
 
 def _require_charts(page: Path | None) -> None:

@@ -209,6 +209,7 @@ class BenchWriter:
         ablations: Train writers without pessimism, without KL, and on drawn clicks too.
         quick: One small log and two steps of each training, for a look.
         keep: Directory that keeps the writers; a benchmark that was broken off goes on from there.
+        html: Write proxy and gold along the optimisation, and lines before and after: one page that needs nothing else.
     """
 
     model: str = "smollm2-135m"
@@ -216,16 +217,45 @@ class BenchWriter:
     ablations: bool = False
     quick: bool = False
     keep: Path | None = None
+    html: Annotated[Path | None, arg(metavar="PATH")] = None
     json: Json = None
 
     def run(self) -> None:
         """Run the benchmark."""
         from hawker.app.bench import run_writer
 
-        report = run_writer(self.model, self.seeds, self.ablations, self.quick, self.keep, console().print)
+        asked = (self.model, self.seeds, self.ablations, self.quick, self.keep, self.html)
+        report = run_writer(*asked, console().print)
         for sample in report["samples"]:
             console().print(f"- {sample['item']}: {sample['before']} -> {sample['after']}", markup=False)
         console().print(figure_table("The writer", report["figures"]))
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class BenchStrategist:
+    """Train pages and the words on them in turn, and see in gold if the words of a language model earn their place.
+
+    Args:
+        model: The language model: a fetched name, a directory or a hub id.
+        seeds: One log, fit, training and judgement each. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log and a short training, for a look.
+        keep: Directory that keeps the runs; a benchmark that was broken off goes on from there.
+    """
+
+    model: str = "smollm2-135m"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    keep: Path | None = None
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_strategist
+
+        report = run_strategist(self.model, self.seeds, self.quick, self.keep, console().print)
+        console().print(arms_table("Strategies in the gold world", report["arms"]))
+        console().print(figure_table("The strategist among them", report["figures"]))
         write_report(self.json, report)
 
 
@@ -260,5 +290,6 @@ BENCHES: dict[str, type[Any]] = {
     "bench constraints": BenchConstraints,
     "bench exploits": BenchExploits,
     "bench writer": BenchWriter,
+    "bench strategist": BenchStrategist,
     "bench why": BenchWhy,
 }

@@ -12,7 +12,8 @@ from typing import Any
 import tyro
 import yaml
 
-from hawker.app.commands import COMMANDS, CONFIGS, DEFAULTS, Command
+from hawker.app.commands import COMMANDS, CONFIGS, Command
+from hawker.app.train_commands import DEFAULTS
 from hawker.shop.config import from_dict, load_config, to_dict
 from hawker.shop.errors import InputError, did_you_mean
 

@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal, Protocol
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from hawker.agents.config import TrainConfig, defaults_for
+from hawker.agents.config import TrainConfig
 from hawker.app.bench_commands import BENCHES
 from hawker.app.copy_commands import COPY
 from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, say, text_table
+from hawker.app.train_commands import Train
+from hawker.app.words_command import Words
 from hawker.app.writer_commands import WRITER, WRITER_CONFIGS
-from hawker.shop.artefacts import find_directory, read_json
+from hawker.shop.artefacts import read_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 from hawker.simulators.config import FitConfig
@@ -218,38 +220,6 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a strategy against the shoppers of a run, by PPO.
-
-    Against shoppers with a memory it learns whole pages (slate, ad, offer and copy, as far as their log shows them) and
-    how to keep shoppers over their visits; against others, slates. The two differ in their defaults.
-
-    Args:
-        run_: The run's directory, with RUN/shoppers in it.
-        resume: Go on from the run's last checkpoint.
-    """
-
-    run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
-    resume: bool = False
-    config: ConfigFile = None
-    training: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
-    json: Json = None
-
-    def run(self) -> None:
-        """Train the strategy."""
-        from hawker.agents.train import train
-        from hawker.app.reports import progress_bar
-        from hawker.shop.devices import choose_threads
-
-        choose_threads()
-        with progress_bar("pages") as update:
-            _, report = train(Run(self.run_), self.training, self.resume, update)
-        console().print(figure_table("In the world it was trained in (an upper bound)", report["figures"]))
-        say(f"policy: {Run(self.run_).policy}")
-        write_report(self.json, report)
-
-
-@dataclass(frozen=True)
 class Ope:
     """Estimate off-policy what strategies would have earned, on rows that nothing was trained on.
 
@@ -305,8 +275,9 @@ class Ab:
     Args:
         run_: The run's directory.
         arms: Two or more strategies, the control first: trained, random, popularity, clone, clone:LOGS, runs, bundles;
-            of whole pages also likeliest, the likeliest of the trained pages, and myopic, what pays best at once. By
-            default random and trained; of whole pages clone, myopic, trained and likeliest.
+            of whole pages also likeliest, the likeliest of the trained pages, strategist, these with the lines of
+            RUN/writer/bank, and myopic, what pays best at once. By default random and trained; of whole pages clone,
+            myopic, trained and likeliest.
         shoppers: Simulated shoppers in all; by default 100,000, of whole pages 40,000.
         days: Whole pages: how long each shopper is followed; by default as in training.
         seed: Decides who comes and what happens.
@@ -357,15 +328,18 @@ class Ab:
 class Export:
     """Export a run's trained strategy as a bundle for serving.
 
-    One for whole pages takes the reader of shoppers' histories along.
+    One for whole pages takes the reader of shoppers' histories along, and RUN/writer/bank where there is one: then its
+    lines are those of the bank.
 
     Args:
         run_: The run's directory.
         bundle: The directory to write.
+        rules: The rules that the bank's lines must have passed; by default those that come with Hawker.
     """
 
     run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
     bundle: Positional[Path]
+    rules: Annotated[Path | None, arg(metavar="FILE")] = None
     json: Json = None
 
     def run(self) -> None:
@@ -373,7 +347,7 @@ class Export:
         from hawker.agents.page_export import export_run
 
         with console().status("exporting"):
-            report = export_run(Run(self.run_), self.bundle)
+            report = export_run(Run(self.run_), self.bundle, self.rules)
         console().print(figure_table(f"bundle: {self.bundle}", report["figures"]))
         write_report(self.json, report)
 
@@ -449,6 +423,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "logs simulate": LogsSimulate,
     "fit": Fit,
     "train": Train,
+    "words": Words,
     "ope": Ope,
     "ab": Ab,
     "export": Export,
@@ -465,19 +440,6 @@ CONFIGS: dict[str, tuple[str, type[Any]]] = {
     **WRITER_CONFIGS,
 }
 """Commands that take ``--config``: the field it fills, and its type."""
-
-
-def training_defaults(words: list[str]) -> TrainConfig:
-    """Return what the options of ``hawker train`` are by default, from its words: those that suit the run's shoppers.
-
-    The run is the one word that has shoppers in it.
-    """
-    runs = (Run(Path(word)) for word in words)
-    return next((defaults_for(run.shoppers) for run in runs if find_directory(run.shoppers).is_dir()), TrainConfig())
-
-
-DEFAULTS: dict[str, Callable[[list[str]], Any]] = {"train": training_defaults}
-"""Commands whose options' defaults depend on what they are run on."""
 
 
 def _load_shoppers(run: Run) -> Any:

@@ -14,7 +14,9 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig, check
 from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, number, say, text_table
-from hawker.shop.artefacts import write_text
+from hawker.policies.copy_choice import ChoiceConfig
+from hawker.shop.artefacts import refuse_others, write_text
+from hawker.shop.config import to_dict
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 
@@ -199,35 +201,23 @@ class WriterGrpo:
         write_report(self.json, report)
 
 
-@dataclass(frozen=True)
-class WriterWrite:
-    """Write lines for items and audiences as JSONL, all of which keep the rules.
-
-    A line that breaks one is left out and counted; where none is left for an item and audience, the fallback stands in.
+@dataclass(frozen=True, kw_only=True)
+class _Writing:
+    """What is written, and by whom.
 
     Args:
-        run_: The run's directory, whose log knows the items.
-        out: The JSONL file to write: item_id, audience, surface, discount, line, and source (writer or fallback).
         model: Who writes; by default the last that the run has trained of grpo, dpo and sft.
         items: Items, by id; repeat the option for more. By default all of the log's.
-        audience: Label of an audience; repeat the option for more. By default anybody.
-        surface: Where the lines will stand.
-        discount: Share of the price taken off, 0 to 1.
         voice: A line in the shop's voice; repeat the option for more.
         rules: The rules; by default those that come with Hawker.
-        count: Lines to draw for each item and audience.
+        count: Lines to draw for each brief.
         temperature: 0 takes the likeliest line every time.
         seed: Decides what is drawn.
         device: "auto", "cpu" or "cuda".
     """
 
-    run_: RunPath
-    out: Positional[Path]
     model: str | None = None
     items: UseAppendAction[tuple[str, ...]] = ()
-    audience: UseAppendAction[tuple[str, ...]] = ()
-    surface: str = "headline"
-    discount: float = 0.0
     voice: UseAppendAction[tuple[str, ...]] = ()
     rules: Annotated[Path | None, arg(metavar="FILE")] = None
     count: int = 4
@@ -236,31 +226,55 @@ class WriterWrite:
     device: str = "auto"
     json: Json = None
 
+    def _writer(self, run: Run, device: Any) -> Any:
+        from hawker.policies.writer import Writer
+
+        return Writer.load(self.model or _made(run, "grpo", "dpo", "sft"), device)
+
+
+@dataclass(frozen=True)
+class WriterWrite(_Writing):
+    """Write lines for items and audiences as JSONL, all of which keep the rules.
+
+    A line that breaks one is left out and counted; where none is left for an item and audience, the fallback stands in.
+
+    Args:
+        run_: The run's directory, whose log knows the items.
+        out: The JSONL file to write: item_id, audience, surface, discount, line, and source (writer or fallback).
+        audience: Label of an audience; repeat the option for more. By default anybody.
+        surface: Where the lines will stand.
+        discount: Share of the price taken off, 0 to 1.
+    """
+
+    run_: RunPath
+    out: Positional[Path]
+    audience: UseAppendAction[tuple[str, ...]] = ()
+    surface: str = "headline"
+    discount: float = 0.0
+
     def run(self) -> None:
         """Write."""
-        from hawker.agents.writer_data import item_brief
+        from hawker.agents.bank import every_assignment
         from hawker.policies.drafts import draft
         from hawker.policies.guardrails import Guardrails
-        from hawker.policies.writer import Writer
         from hawker.shop.devices import choose_threads, resolve_device
 
         choose_threads()
         run, rules = Run(self.run_), Guardrails.load(self.rules)
         _, _, items, _ = _train_part(run)
-        writer = Writer.load(self.model or _made(run, "grpo", "dpo", "sft"), resolve_device(self.device))
-        rows = [
-            (str(item["item_id"]), item_brief(item, self.surface, audience, self.discount, self.voice))
-            for item in _chosen(items, self.items).to_dict("records")
-            for audience in self.audience or ("",)
-        ]
+        writer = self._writer(run, resolve_device(self.device))
+        chosen, audiences = _chosen(items, self.items), self.audience or ("",)
+        rows = every_assignment(chosen, self.surface, audiences, [self.discount], self.voice)
         with console().status("writing"):
-            drafts = draft(writer, rules, [brief for _, brief in rows], self.count, self.temperature, self.seed)
+            drafts = draft(writer, rules, [row.brief for row in rows], self.count, self.temperature, self.seed)
         written = []
-        for (item, brief), lines, fell_back in zip(rows, drafts.lines, drafts.fell_back, strict=True):
-            about = {"item_id": item, "audience": brief.audience, "surface": brief.surface, "discount": brief.discount}
+        for row, lines, fell_back in zip(rows, drafts.lines, drafts.fell_back, strict=True):
+            brief = row.brief
+            about: dict[str, Any] = {"item_id": row.item_id, "audience": brief.audience}
+            about |= {"surface": brief.surface, "discount": brief.discount}
             source = "fallback" if fell_back else "writer"
             written += [text.dumps(about | {"line": line, "source": source}, ensure_ascii=False) for line in lines]
-        write_text(self.out, "".join(f"{row}\n" for row in written))
+        write_text(self.out, "".join(f"{line}\n" for line in written))
         report: dict[str, Any] = {
             "lines": len(written),
             "drawn": drafts.drawn,
@@ -271,9 +285,81 @@ class WriterWrite:
             "rules": rules.digest,
             "seed": self.seed,
         }
-        counts = [(name, f"{report[name]:,}") for name in ("drawn", "refused", "fell_back", "lines")]
-        counts += [(f"broke the rule {rule}", f"{n:,}") for rule, n in report["rejected"].items()]
-        console().print(text_table(str(self.out), ("what", "count"), counts, right=(1,)))
+        _show_counts(str(self.out), report, ("drawn", "refused", "fell_back", "lines"))
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterBank(_Writing):
+    """Fill the copy bank that a strategist's lines come from: write, keep what the rules allow, score, store.
+
+    Lines are written for items, audiences and every discount of the log's offers, and scored by the run's shoppers in
+    units of the reward that its policy earns. Writes RUN/writer/bank.
+
+    Args:
+        run_: The run's directory, with RUN/shoppers in it, fitted to logs that show copy.
+        audience: Label of an audience, or "all" for anybody and every audience of the log; repeat the option for more.
+            By default anybody.
+        choice: How a line is chosen among those of its item, audience and discount.
+    """
+
+    run_: RunPath
+    audience: UseAppendAction[tuple[str, ...]] = ()
+    choice: ChoiceConfig = field(default_factory=ChoiceConfig)
+
+    def run(self) -> None:
+        """Write, score and store."""
+        from hawker.agents.bank import every_assignment, expected_gain, fill_bank
+        from hawker.agents.bank_export import SURFACE
+        from hawker.agents.copy_reward import CopyReward
+        from hawker.agents.writer_data import tier_discounts
+        from hawker.benchmarks.arms import training_of
+        from hawker.policies.copy_bank import KEY
+        from hawker.policies.guardrails import Guardrails
+        from hawker.shop.devices import choose_threads, resolve_device
+
+        choose_threads()
+        run, rules, device = Run(self.run_), Guardrails.load(self.rules), resolve_device(self.device)
+        refuse_others(run.bank, "copy bank")
+        shoppers, impressions, items, _ = _train_part(run, device)
+        writer, tiers = self._writer(run, device), tuple(tier_discounts(impressions, items).values())
+        reward = training_of(run).reward.plain
+        answers = CopyReward(shoppers, impressions, items, reward, discounts=tiers, seed=self.seed)
+        audiences = ("", *answers.labels) if "all" in self.audience else self.audience or ("",)
+        wanted = every_assignment(_chosen(items, self.items), SURFACE, audiences, tiers, self.voice)
+        with console().status("reading") as status:
+            bank = fill_bank(
+                writer,
+                rules,
+                wanted,
+                answers,
+                count=self.count,
+                temperature=self.temperature,
+                seed=self.seed,
+                choice=self.choice,
+                progress=lambda what, done, total: status.update(f"{what}: {done:,} of {total:,} lines"),
+            )
+        bank.save(run.bank)
+        filled, gain = bank.filled, expected_gain(bank)
+        report = {
+            "briefs": len(wanted),
+            "drawn": filled.written,
+            "repeated": filled.repeated,
+            "refused": filled.rejected,
+            "unscored": filled.unscored,
+            "lines": filled.kept,
+            "fell_back": len(wanted) - len(bank.table[KEY].drop_duplicates()),
+            "gain": gain,
+            "rejected": dict(sorted(filled.by_rule.items(), key=lambda rule: (-rule[1], rule[0]))),
+            "writer": bank.writer,
+            "rules": rules.digest,
+            "reward": to_dict(reward),
+            "seed": self.seed,
+        }
+        counts = ("briefs", "drawn", "repeated", "refused", "unscored", "lines", "fell_back")
+        _show_counts(str(run.bank), report, counts)
+        if gain is not None:
+            say(f"expected of a line, over the template in its place: {number(gain, '')} of reward")
         write_report(self.json, report)
 
 
@@ -283,6 +369,7 @@ WRITER: dict[str, type[Any]] = {
     "writer reward": WriterReward,
     "writer grpo": WriterGrpo,
     "writer write": WriterWrite,
+    "writer bank": WriterBank,
 }
 
 WRITER_CONFIGS: dict[str, tuple[str, type[Any]]] = {
@@ -300,7 +387,7 @@ def _progress() -> Iterator[Callable[[int, int, float], None]]:
         yield lambda done, total, value: status.update(f"step {done:,} of {total:,}: {value:.4g}")
 
 
-def _train_part(run: Run) -> tuple[Any, Any, Any, list[str]]:
+def _train_part(run: Run, device: Any = "cpu") -> tuple[Any, Any, Any, list[str]]:
     """Return shoppers, the impressions of their training part, the log's items and each row's audience."""
     import torch
 
@@ -308,7 +395,7 @@ def _train_part(run: Run) -> tuple[Any, Any, Any, list[str]]:
     from hawker.shop.logs import read_logs
     from hawker.simulators.store import load_shoppers
 
-    shoppers = load_shoppers(run.shoppers, torch.device("cpu"))
+    shoppers = load_shoppers(run.shoppers, torch.device(device))
     impressions, items = shoppers.read_part("train"), read_logs(shoppers.logs).items
     assert items is not None  # or shoppers could not have been fitted
     labels = Audiences.fit(impressions, items).label(impressions, items)
@@ -333,6 +420,13 @@ def _chosen(items: Any, wanted: tuple[str, ...]) -> Any:
         if item not in set(known):
             raise InputError("no such item", where="items", got=item, remedy="the log's table items knows all")
     return items[known.isin(wanted)] if wanted else items
+
+
+def _show_counts(title: str, report: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Print what became of lines: counts of a report by name, and how many broke each rule."""
+    counts = [(name, f"{report[name]:,}") for name in names]
+    counts += [(f"broke the rule {rule}", f"{n:,}") for rule, n in report["rejected"].items()]
+    console().print(text_table(title, ("what", "count"), counts, right=(1,)))
 
 
 def _pairs(run: Run, path: Path | None, model: str, surface: str) -> list[Any]:

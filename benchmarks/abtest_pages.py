@@ -22,8 +22,10 @@ from hawker.policies.protocol import Strategy
 from hawker.shop.config import to_dict
 from hawker.shop.errors import InputError
 from hawker.shop.reward import RewardSpec
+from hawker.simulators.audience_world import AudienceWorld
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.reader import ReadWorld
+from hawker.simulators.world import World
 
 DECIDING = "reward_per_shopper"
 """The metric that decides: a page's clicks can be won at the cost of the visits that follow."""
@@ -47,13 +49,19 @@ class PageArm(NamedTuple):
 
     Attributes:
         strategy: What decides.
-        world: The judge, read as the strategy was trained to see it.
+        world: The judge, read as the strategy was trained to see it; with audiences where the strategy is told them.
         rules: The limits on ads that it holds to.
     """
 
     strategy: Strategy
-    world: ReadWorld
+    world: ReadWorld | AudienceWorld
     rules: Rules
+
+    @property
+    def judge(self) -> World:
+        """What answers."""
+        world = self.world.world if isinstance(self.world, AudienceWorld) else self.world
+        return world.world if isinstance(world, ReadWorld) else world
 
 
 def ab_pages(arms: Sequence[PageArm], *, shoppers: int, days: float, seed: int, reward: RewardSpec) -> dict[str, Any]:
@@ -84,7 +92,7 @@ def ab_pages(arms: Sequence[PageArm], *, shoppers: int, days: float, seed: int, 
     for arm, n in zip(arms, generator.multinomial(shoppers, [1 / len(arms)] * len(arms)), strict=True):
         rows.append(_followed(arm, int(n), days, int(generator.integers(2**63)), reward.plain))
     table = pd.concat(rows, ignore_index=True)
-    judge = arms[0].world.world
+    judge = arms[0].judge
     metrics = {name: metric for name, metric in METRICS.items() if name not in _unknown(judge)}
     views = _views(table, names, len(judge.models)) if isinstance(judge, LearnedWorld) else None
     models = len(judge.models) if isinstance(judge, LearnedWorld) else None

@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hawker.agents.bank_export import SURFACE, page_copy
 from hawker.agents.config import TrainConfig, defaults_for
 from hawker.agents.page_world import myopic, parts_of, read, remember, rules_of
 from hawker.benchmarks.abtest_pages import PageArm
 from hawker.envs.page import Rules
 from hawker.policies.baselines import LoggingClone, Popularity, RandomStrategy
 from hawker.policies.bundle import MANIFEST, Bundle
-from hawker.policies.page_actor import LikeliestPages, PageStrategy
+from hawker.policies.copy_bank import CopyBank
+from hawker.policies.page_actor import DrawnPages, LikeliestPages, PageStrategy
 from hawker.policies.page_bundle import PageBundle, load_bundle
 from hawker.policies.page_clone import PageClone
+from hawker.policies.page_copy import PageCopy
 from hawker.policies.protocol import Strategy
 from hawker.policies.served import ServedPages, ServedStrategy
+from hawker.policies.strategist import BankTable, Strategist
 from hawker.policies.trained import POLICY, TrainedStrategy
+from hawker.policies.word_choice import WordChoice
 from hawker.shop.artefacts import find_directory, read_json, verify_directory
 from hawker.shop.config import from_dict, load_config
 from hawker.shop.context import ContextBuilder
@@ -25,12 +30,14 @@ from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.logs import read_logs
 from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
+from hawker.simulators.audience_world import AudienceWorld
+from hawker.simulators.reader import ReadWorld
 from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions
 
-NAMES = ("random", "popularity", "clone", "trained")
+NAMES = ("random", "popularity", "clone", "trained", "words")
 """What needs no path; ``clone:LOGS``, a run's directory and a bundle's directory are names too."""
 
-PAGE_NAMES = ("random", "popularity", "clone", "myopic", "trained", "likeliest")
+PAGE_NAMES = ("random", "popularity", "clone", "myopic", "trained", "likeliest", "strategist", "words")
 """What needs no path where whole pages are compared; ``clone:LOGS`` and the directories of runs and bundles are names
 too."""
 
@@ -41,7 +48,7 @@ def load_arm(name: str, shoppers: FittedShoppers, run: Run) -> Strategy:
     Args:
         name: "random"; "popularity" and "clone", both learned from the part of the run's log that strategies are
             trained on; "clone:LOGS", the clone of the strategy that wrote another log; "trained", the run's own policy;
-            the path of another run, or of a bundle.
+            "words", the run's language model that chooses by words; the path of another run, or of a bundle.
         shoppers: The run's shoppers.
         run: The run.
 
@@ -61,6 +68,8 @@ def load_arm(name: str, shoppers: FittedShoppers, run: Run) -> Strategy:
         return LoggingClone.fit(shoppers.read_part("train"), catalog, size)
     if name == "trained":
         return _own(shoppers, run)
+    if name == "words":
+        return _words(shoppers, run, shoppers.builder)
     if kind == "clone" and colon:
         return _clone(name, logs, shoppers)
     return _from_path(name, shoppers)
@@ -72,6 +81,17 @@ def _own(shoppers: FittedShoppers, run: Run) -> Strategy:
     # A judge fitted later may know the very rows that the policy was trained on.
     _require_same_shoppers(strategy.trained_on, shoppers, run)
     _require_same_shop(strategy.builder, strategy.size, shoppers.builder, shoppers.size, run.policy)
+    return strategy
+
+
+def _words(shoppers: FittedShoppers, run: Run, builder: ContextBuilder) -> WordChoice:
+    """Return the language model of a run that chooses by words, from contexts of ``builder``."""
+    if not find_directory(run.words).is_dir():
+        remedy = f"train one with `hawker words {run.path}`"
+        raise InputError("the run has no language model that chooses by words", where=run.path, remedy=remedy)
+    strategy = WordChoice.load(run.words, shoppers.arrivals["judge"].shopper.device)
+    _require_same_shoppers(strategy.trained_on, shoppers, run)
+    _require_same_shop(strategy.builder, strategy.size, builder, shoppers.size, run.words)
     return strategy
 
 
@@ -104,7 +124,9 @@ def load_page_arm(name: str, shoppers: FittedShoppers, run: Run, reward: RewardS
     Args:
         name: "random", "popularity" and "clone" or "clone:LOGS": as in ``load_arm``, the clone with the log's ads,
             offers and lines; "myopic", what pays best at once; "trained", the run's own policy; "likeliest", its
-            likeliest pages; the path of another run with shoppers of its own, whose policy sees through their reader.
+            likeliest pages; "strategist", these with the lines of the run's copy bank; "words", the run's language
+            model that chooses slates by words; the path of another run with shoppers of its own, whose policy sees
+            through their reader.
         shoppers: The run's shoppers; they have a memory.
         run: The run.
         reward: What the myopic strategy earns by.
@@ -118,11 +140,16 @@ def load_page_arm(name: str, shoppers: FittedShoppers, run: Run, reward: RewardS
     if name in ("trained", "likeliest"):
         _require_policy(run, whole=True)
         return _page_policy(run, name, shoppers, shoppers)
+    if name == "strategist":
+        _require_policy(run, whole=True)
+        return _strategist(run, shoppers)
     world, rules = read(shoppers, shoppers.world("judge"), reward), Rules()
     if name == "myopic":
         return PageArm(myopic(world, reward), world, rules)
     if name == "clone" or name.startswith("clone:"):
         return PageArm(_page_clone(name, shoppers), world, rules)
+    if name == "words":
+        return PageArm(_words(shoppers, run, world.builder), world, rules)
     if name in NAMES:
         return PageArm(load_arm(name, shoppers, run), world, rules)
     other = Run(Path(name))
@@ -148,10 +175,31 @@ def _page_policy(run: Run, name: str, theirs: FittedShoppers, shoppers: FittedSh
     except ValueError as error:
         raise InputError(str(error), where=run.path, expected="lines of copy that the run's shoppers know") from None
     _require_same_shop(strategy.builder, strategy.size, world.builder, world.size, run.policy)
-    if strategy.lines != world.lines:
+    logged = theirs.ensembles["train"].models[0].logged_lines
+    if strategy.lines != world.lines[:logged]:
         raise InputError("a policy for other lines of copy", where=run.policy, got=len(strategy.lines))
     arm = LikeliestPages(strategy) if name == "likeliest" else strategy
     return PageArm(arm, world, rules_of(config))
+
+
+def _strategist(run: Run, shoppers: FittedShoppers) -> PageArm:
+    """Return the run's likeliest pages with the lines of its copy bank, which the judge's shoppers understand."""
+    if not find_directory(run.bank).is_dir():
+        remedy = f"fill one with `hawker writer bank {run.path}`"
+        raise InputError("the run has no copy bank", where=run.path, remedy=remedy)
+    bank = CopyBank.load(run.bank)  # whichever rules its lines have passed: nobody but simulated shoppers sees them
+    shoppers = shoppers.with_lines(bank.texts(SURFACE))
+    return _with_bank(_page_policy(run, "likeliest", shoppers, shoppers), page_copy(bank, shoppers))
+
+
+def _with_bank(pages: PageArm, said: PageCopy) -> PageArm:
+    """Return an arm with the lines of a copy bank, which its judge's shoppers understand."""
+    world = pages.world
+    assert isinstance(world, ReadWorld)
+    assert isinstance(pages.strategy, (DrawnPages, LikeliestPages))
+    told = said.audiences.labels, said.discounts, said.surface, world.lines, world.device
+    table = BankTable.of(said.bank, world.builder.catalog.item_ids, *told)
+    return PageArm(Strategist(pages.strategy, table), AudienceWorld(world, said.audiences), pages.rules)
 
 
 def _page_bundle(path: Path, name: str, shoppers: FittedShoppers) -> PageArm:
@@ -166,9 +214,12 @@ def _page_bundle(path: Path, name: str, shoppers: FittedShoppers) -> PageArm:
         remedy = "compare it on the run that it was exported from"
         raise InputError("the bundle was trained against other shoppers", where=path, remedy=remedy)
     config = from_dict(TrainConfig, trained_on.get("config"), path / MANIFEST)
-    strategy = ServedPages(bundle)
-    strategy.name = name
-    return PageArm(strategy, read(shoppers, shoppers.world("judge"), config.reward), rules_of(config))
+    if bundle.copy is not None:
+        shoppers = shoppers.with_lines(bundle.lines)
+    arm = PageArm(ServedPages(bundle), read(shoppers, shoppers.world("judge"), config.reward), rules_of(config))
+    arm = arm if bundle.copy is None else _with_bank(arm, bundle.copy)
+    arm.strategy.name = name
+    return arm
 
 
 def require_without_history(names: Sequence[str], shoppers: FittedShoppers) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hawker.policies.briefs import SURFACES, Brief
+from hawker.policies.copy_choice import ChoiceConfig as ChoiceConfig  # for those who build a bank
 from hawker.policies.guardrails import Guardrails
 from hawker.shop.artefacts import read_json, verify_directory, write_directory, write_json
 from hawker.shop.config import from_dict, to_dict
@@ -39,31 +40,6 @@ KEY = ["audience", "item_id", "surface", "discount"]
 COLUMNS = [*KEY, "line", "effect", "uncertainty"]
 DECIMALS = 4
 """Of a discount in a key: 0.2 and the 0.2 of a float32 are one offer."""
-
-
-@dataclass(frozen=True)
-class ChoiceConfig:
-    """How lines are chosen.
-
-    Attributes:
-        temperature: In units of the effect, above 0: a line whose bound lies this much lower is chosen 1/e as often.
-        floor: Share of the choices that is spread evenly over the lines, 0..1.
-        caution: Standard deviations of the effect among models that are taken off it, at least 0.
-    """
-
-    temperature: float = 0.005
-    floor: float = 0.1
-    caution: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what gives no distribution."""
-        for name, value, fits, expected in (
-            ("temperature", self.temperature, 0 < self.temperature < np.inf, "a finite number above 0"),
-            ("floor", self.floor, 0 <= self.floor <= 1, "a share, 0..1"),
-            ("caution", self.caution, 0 <= self.caution < np.inf, "a finite number of at least 0"),
-        ):
-            if not fits:
-                raise InputError(f"bad {name}", where="copy bank", got=value, expected=expected)
 
 
 class Candidate(NamedTuple):
@@ -152,6 +128,11 @@ class CopyBank:
         share = odds / np.add.reduceat(odds, start)[group]
         size = np.diff(np.append(start, len(bound)))[group]
         return np.asarray(self.choice.floor / size + (1 - self.choice.floor) * share, np.float64)
+
+    def texts(self, surface: str) -> tuple[str, ...]:
+        """Return all that may be said on a surface, each once: lines, templates, what stands for any other item."""
+        lines, templates = (table["line"][table["surface"] == surface] for table in (self.table, self.templates))
+        return tuple(dict.fromkeys([*lines, *templates, self.neutral[surface]]))
 
     def choose(
         self,

@@ -7,7 +7,8 @@ log-probability of a page is the sum of those of the parts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -286,6 +287,12 @@ class PageDistribution:
             may = may.to(logits.ad.dtype)
             self._ad = logits.ad * may + (1.0 - may) * NEVER
         self._slot, self._offer = logits.slot, logits.offer
+
+    def without_copy(self) -> PageDistribution:
+        """Return the same distribution of pages on which somebody else says the lines."""
+        plain = copy.copy(self)
+        plain.layout, plain._logits = replace(self.layout, lines=None), self._logits._replace(line=None)
+        return plain
 
     def sample(self, generator: torch.Generator) -> PageChoice:
         """Draw a page for every context."""

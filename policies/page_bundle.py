@@ -6,7 +6,8 @@ A bundle is a directory::
     reader.onnx          makes the context of a page from a shopper's features and memory
     memory.onnx          reads an answered page into the memory
     items.safetensors    the items' vectors
-    lines.safetensors    what the logits of lines need beside a page's own, where copy is chosen
+    lines.safetensors    what the logits of lines need beside a page's own, where the actor chooses copy
+    bank/                the copy bank, where copy comes from one; see `hawker.policies.page_copy`
     reasons.safetensors  what pages are explained with; see `hawker.policies.page_reasons`
     golden.safetensors   contexts and shoppers' lives, and torch's answers to them, repeated at every load
     manifest.json        schemas, shapes, lines of copy, rules, versions, what the strategy was trained on, SHA-256s
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ from hawker.policies.bundle import (
     open_graph,
     require_format,
 )
+from hawker.policies.page_copy import PageCopy
 from hawker.policies.page_draw import LineTable, PageScores, Picks, draw, log_probs, log_softmax, propensities
 from hawker.policies.page_reasons import PageReasons
 from hawker.shop.artefacts import CHECKSUMS, find_directory, read_json, sha256, verify_directory
@@ -52,6 +55,9 @@ from hawker.shop.features import FeatureSchema
 
 FORMAT = 2
 """Version of the bundle's form; that of slates is `hawker.policies.bundle.FORMAT`."""
+
+FORMAT_WITH_BANK = 3
+"""That of one whose lines come from a copy bank: what does not know banks must not show pages without lines."""
 
 READER, MEMORY, LINES = "reader.onnx", "memory.onnx", "lines.safetensors"
 REASONS = "reasons.safetensors"
@@ -107,7 +113,8 @@ class PageBundle:
         builder: What the contexts are like that the strategy decides on: ``read`` makes them of those.
         size: Slots of a page, K.
         width: Entries of a memory, H.
-        lines: Texts of the lines of copy, by number.
+        lines: Texts of the lines of copy, by number: the log's, then those of the copy bank.
+        copy: The copy bank that lines come from; None where the actor chooses them, or nobody does.
         ad_gap: Pages in a row of which at most one has an ad, counted over a shopper's visits; 1 is no limit.
         ad_load: Largest share of a shopper's pages up to and including the present one that have an ad.
         longest_gap: Days beyond which a gap counts as this many.
@@ -124,6 +131,7 @@ class PageBundle:
         manifest: dict[str, Any],
         digest: str,
         reasons: PageReasons | None,
+        copy: PageCopy | None,
     ) -> None:
         """Args: the shop's builder, the graphs by file name, what lines need, the rest."""
         self.shop, self.manifest, self.digest = shop, manifest, digest
@@ -131,7 +139,7 @@ class PageBundle:
         self.size, self.width, self.lines = manifest["page"]["size"], manifest["width"], tuple(manifest["lines"])
         self.ad_gap, self.ad_load = manifest["rules"]["ad_gap"], manifest["rules"]["ad_load"]
         self.longest_gap = manifest["longest_gap"]
-        self.reasons, self._sessions, self._table = reasons, sessions, table
+        self.reasons, self.copy, self._sessions, self._table = reasons, copy, sessions, table
 
     @classmethod
     def load(cls, path: Path) -> PageBundle:
@@ -155,7 +163,7 @@ class PageBundle:
     def open(cls, path: Path, digest: str = "") -> PageBundle:
         """Read a bundle without its checksums and golden examples: one that is still being written."""
         manifest = read_json(path / MANIFEST)
-        require_format(manifest, FORMAT, path / MANIFEST)
+        require_format(manifest, FORMAT_WITH_BANK if "bank" in manifest else FORMAT, path / MANIFEST)
         vectors = load_file(path / ITEMS)["vectors"]
         shop = ContextBuilder.from_dict(manifest["builder"], vectors, path / MANIFEST)
         graphs = manifest["graphs"]
@@ -167,7 +175,15 @@ class PageBundle:
         reasons = None
         if (path / REASONS).exists():
             reasons = PageReasons(load_file(path / REASONS), shop.catalog, table)
-        return cls(shop, sessions, table, manifest, digest, reasons)
+        copy = None
+        if "bank" in manifest:
+            copy = PageCopy.load(path, manifest["bank"], shop.catalog, manifest["lines"])
+        return cls(shop, sessions, table, manifest, digest, reasons, copy)
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """The number of each line."""
+        return {text: i for i, text in enumerate(self.lines)}
 
     def start(self, n: int) -> Singles:
         """Return the memories of n new shoppers, shape (n, H)."""
@@ -231,7 +247,11 @@ class PageBundle:
         return PageScores(context.mask, found["slate"], **log_prob, **rest, lines=self._table)
 
     def decide(
-        self, context: Context[Array], generator: np.random.Generator | None, ad_mask: Array | None = None
+        self,
+        context: Context[Array],
+        generator: np.random.Generator | None,
+        ad_mask: Array | None = None,
+        audience: Array | None = None,
     ) -> Decision[Array]:
         """Decide a batch of pages.
 
@@ -239,18 +259,27 @@ class PageBundle:
             context: From ``read``, B pages.
             generator: Draws the pages; None takes the likeliest value of each part in turn, the ad first.
             ad_mask: Narrows which candidates may be ads, shape (B, C).
+            audience: Number of each shopper's audience, shape (B,); needed where lines come from a copy bank.
 
         Returns:
             Whole pages, with log-probabilities (float64) and propensities under the stochastic strategy. A page that
             takes the likeliest values shows them with certainty: don't log these as its propensities.
+
+        Raises:
+            InputError: A feature or an affinity is not finite, or audiences are missing.
         """
+        if self.copy is not None and audience is None:
+            expected = "the number of each shopper's audience: the lines come from a copy bank"
+            raise InputError("no audiences", where="page bundle", expected=expected)
         scores = self.scores(context, ad_mask)
         picks = draw(scores, self.size, generator)
         parts = log_probs(scores, picks)
         slate = np.where(picks.slate == EMPTY, EMPTY, np.take_along_axis(context.candidates, picks.slate.clip(0), 1))
-        whole = np.sum(list(parts.values()), 0)
-        steps = propensities(scores, picks)
-        return Decision(slate, whole, picks.slot, picks.offer, picks.lines, parts, steps)
+        lines, steps = picks.lines, propensities(scores, picks)
+        if self.copy is not None and audience is not None:
+            said = self.copy.choose(slate, audience, picks.offer, generator)
+            lines, parts = said.lines, parts | {"copy": said.log_prob.sum(1)}
+        return Decision(slate, np.sum(list(parts.values()), 0), picks.slot, picks.offer, lines, parts, steps)
 
     def may_have_ad(self, pages: Array, ads: Array, since: Array) -> npt.NDArray[np.bool_]:
         """Return whose next page may have an ad by the rules of the training, (B,), from counts of pages seen (B,).
@@ -295,6 +324,7 @@ class PageBundle:
             "memory": memory,
             "shopper": read.shopper,
             "affinity": read.affinity,
+            **({} if self.copy is None else self.copy.repeat(golden)),
         }
         apart = max(_apart(golden[f"answer.{name}"], answer) for name, answer in answers.items() if answer is not None)
         if not apart <= GOLDEN_TOLERANCE:  # not "apart > ...": a NaN has to fail
@@ -311,7 +341,7 @@ class PageBundle:
 def load_bundle(path: Path) -> Bundle | PageBundle:
     """Read a bundle of slates or of whole pages; see their ``load``."""
     try:
-        whole = read_json(find_directory(path) / MANIFEST)["format"] == FORMAT
+        whole = read_json(find_directory(path) / MANIFEST)["format"] in (FORMAT, FORMAT_WITH_BANK)
     except (InputError, KeyError, TypeError):
         whole = False  # what is wrong is said below
     return PageBundle.load(path) if whole else Bundle.load(path)

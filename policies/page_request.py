@@ -13,14 +13,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from hawker.policies.page_bundle import AnsweredPages, PageBundle
+from hawker.policies.page_copy import NOBODY
 from hawker.policies.page_reasons import Pages, picks_of
-from hawker.policies.reason_words import Told, in_words
+from hawker.policies.reason_words import Told, bank_words, in_words
+from hawker.shop.audiences import History
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST
 
 VISIT_SECONDS = 1_800.0
 """A page that comes this long after the one before, or longer, begins a visit, unless its number is given."""
+
+COUNTS = ("number", "pages", "ads", "since")
+COUNTED = ("visits", "purchases", "clicks", "latest")
 
 DAY = 86_400.0
 FAR = 2**30
@@ -44,6 +49,7 @@ class ShopperState:
         pages: Pages seen; 0 of a new shopper.
         ads: Those that had an ad.
         since: Pages since the last one, 1 right after it.
+        told: What audiences are told apart by, after the last page, of one shopper; None without a copy bank.
     """
 
     memory: npt.NDArray[np.float32]
@@ -52,6 +58,7 @@ class ShopperState:
     pages: int = 0
     ads: int = 0
     since: int = FAR
+    told: History | None = None
 
     def next_page(self, time: float, number: int | None, where: object) -> tuple[float, int]:
         """Return days since the last page and the number within its visit of one that is shown at a time.
@@ -72,13 +79,23 @@ class ShopperState:
 
 def _form(bundle: PageBundle) -> np.dtype[Any]:
     """Return how a state lies in memory."""
-    counts = [(name, "<i4") for name in ("number", "pages", "ads", "since")]
-    return np.dtype([("bundle", "S32"), ("time", "<f8"), *counts, ("memory", "<f4", (bundle.width,))])
+    form: list[Any] = [("bundle", "S32"), ("time", "<f8"), *((name, "<i4") for name in COUNTS)]
+    if bundle.copy is not None:
+        kinds = (len(bundle.copy.audiences.liked),)
+        form += [("visits", "<i4"), ("away", "<f8"), ("purchases", "<i4"), ("clicks", "<i4", kinds)]
+        form.append(("latest", "<i4", kinds))
+    return np.dtype([*form, ("memory", "<f4", (bundle.width,))])
+
+
+def new_shopper(bundle: PageBundle) -> ShopperState:
+    """Return the state of a shopper of whom no page was read yet."""
+    return ShopperState(bundle.start(1)[0], told=None if bundle.copy is None else bundle.copy.start(1))
 
 
 def encode_state(bundle: PageBundle, state: ShopperState) -> str:
     """Return a state as text: base64 of the bundle's digest and the state's numbers."""
-    numbers = (state.time, state.number, state.pages, state.ads, state.since, state.memory)
+    told = () if state.told is None else tuple(part[0] for part in state.told)
+    numbers = (state.time, state.number, state.pages, state.ads, state.since, *told, state.memory)
     return base64.b64encode(np.array((bytes.fromhex(bundle.digest), *numbers), _form(bundle)).tobytes()).decode()
 
 
@@ -104,9 +121,15 @@ def decode_state(bundle: PageBundle, text: Any, where: object) -> ShopperState:
         expected = f"{form.itemsize} bytes"
         raise InputError("a state of another size", where=where, got=len(data), expected=expected, remedy=remedy)
     found = np.frombuffer(data, form)[0]
-    counts = {name: int(found[name]) for name in ("number", "pages", "ads", "since")}
-    state = ShopperState(found["memory"], float(found["time"]), **counts)
-    if min(counts.values()) < 0 or not (np.isfinite(state.time) and np.isfinite(state.memory).all()):
+    counts = {name: int(found[name]) for name in COUNTS}
+    told, numbers = None, [*counts.values()]
+    if bundle.copy is not None:
+        visits, purchases, clicks, latest = (np.asarray(found[name], np.int64)[None] for name in COUNTED)
+        told = History(visits, np.array([found["away"]]), purchases, clicks, latest)
+        numbers += [told.visits[0] - NOBODY, told.away[0], told.purchases[0], *told.clicks[0], *(told.latest[0] + 1)]
+    state = ShopperState(found["memory"], float(found["time"]), **counts, told=told)
+    finite = np.isfinite(state.time) and np.isfinite(numbers).all() and np.isfinite(state.memory).all()
+    if not finite or min(numbers) < 0:
         raise InputError("a damaged state", where=where, remedy=remedy)
     return state
 
@@ -133,7 +156,7 @@ def decide_page_request(
         raise InputError("bad seed", where="seed", got=seed, expected="at least 0")
     _check_keys(request, KEYS, where)
     plain = bundle.shop.from_request({key: request[key] for key in OF_CONTEXT if key in request}, where)
-    state = ShopperState(bundle.start(1)[0])
+    state = new_shopper(bundle)
     if request.get("state") is not None:
         state = decode_state(bundle, request["state"], where)
     state = _lived(bundle, state, request, where)
@@ -142,17 +165,23 @@ def decide_page_request(
     context = bundle.read(plain, state.memory[None], np.array([gap]), np.array([number]))
     may = bundle.may_have_ad(*(np.array([count]) for count in (state.pages, state.ads, state.since)))
     may_ad = context.mask & may[:, None]
-    page = bundle.decide(context, None if seed is None else np.random.default_rng(seed), may_ad)
+    audience = _audience(bundle, state, gap, number)
+    page = bundle.decide(context, None if seed is None else np.random.default_rng(seed), may_ad, audience)
     ids, empty = bundle.shop.catalog.item_ids, page.slate[0] == EMPTY
     items = [None if item == EMPTY else ids[item] for item in page.slate[0].tolist()]
     lines = [EMPTY] * bundle.size if page.copy is None else page.copy[0].tolist()
     slot = EMPTY if page.ad is None else int(page.ad[0])
     assert page.propensity is not None
-    reasons = {}
+    who, reasons = {}, {}
+    if bundle.copy is not None and audience is not None:
+        who["audience"] = bundle.copy.audiences.labels[audience[0]]
     if why and bundle.reasons is not None:
-        pages = Pages(context, picks_of(context, page), may_ad)
-        told = Told(bundle.shop.catalog, bundle.lines, state.pages, gap)
+        picks = picks_of(context, page)
+        picks = picks if bundle.copy is None else picks._replace(lines=None)  # the bank has reasons of its own
+        pages, told = Pages(context, picks, may_ad), Told(bundle.shop.catalog, bundle.lines, state.pages, gap)
         reasons["why"] = in_words(bundle.reasons.explain(pages), pages, told)
+        if bundle.copy is not None and audience is not None:
+            reasons["why"]["copy"] = bank_words(bundle.copy, page, audience, bundle.lines)
     return {
         "timestamp": request["timestamp"],
         "page": number,
@@ -161,6 +190,7 @@ def decide_page_request(
         "offer": 0 if page.offer is None else int(page.offer[0]),
         "copy": [None if line == EMPTY else bundle.lines[line] for line in lines],
         "lines": [None if line == EMPTY else line for line in lines],
+        **who,
         "log_prob": float(page.log_prob[0]),
         "log_probs": {part: float(value[0]) for part, value in (page.log_probs or {}).items()},
         "propensities": [None if gone else float(p) for p, gone in zip(page.propensity[0], empty, strict=True)],
@@ -189,18 +219,29 @@ def _lived(bundle: PageBundle, state: ShopperState, request: dict[str, Any], whe
         here = f"{where}: history[{i}]"
         gap, number = state.next_page(time, _whole(page, "page", here), here)
         pages.gap[i], pages.number[i] = gap, number
-        memory = bundle.observe(state.memory[None], pages.map(itemgetter(slice(i, i + 1))))[0]
+        answered = pages.map(itemgetter(slice(i, i + 1)))
+        memory, told = bundle.observe(state.memory[None], answered)[0], state.told
+        if bundle.copy is not None and told is not None:
+            told = bundle.copy.arrived(told, answered.gap, answered.number)
+            told = bundle.copy.answered(told, answered.slate, answered.clicked, answered.converted)
         had_ad = pages.ad[i] != EMPTY
         since = 1 if had_ad else min(state.since + 1, FAR)
-        state = ShopperState(memory, time, number, state.pages + 1, state.ads + int(had_ad), since)
+        state = ShopperState(memory, time, number, state.pages + 1, state.ads + int(had_ad), since, told)
     return state
+
+
+def _audience(bundle: PageBundle, state: ShopperState, gap: float, number: int) -> Array | None:
+    """Return the number of the shopper's audience at their next page, shape (1,); None without a copy bank."""
+    if bundle.copy is None or state.told is None:
+        return None
+    return bundle.copy.audiences.number(bundle.copy.arrived(state.told, np.array([gap]), np.array([number])))
 
 
 def _answered(
     bundle: PageBundle, request: dict[str, Any], history: list[Any], where: object
 ) -> tuple[AnsweredPages, list[float]]:
     """Return a history's n pages as arrays, their gaps and numbers yet unknown, and their times."""
-    n, size, number_of = len(history), bundle.size, {text: i for i, text in enumerate(bundle.lines)}
+    n, size = len(history), bundle.size
     slate, lines = np.full((2, n, size), EMPTY)
     ad, offer = np.full(n, EMPTY), np.zeros(n, np.int64)
     answers = np.zeros((3, n, size), np.float32)
@@ -222,7 +263,7 @@ def _answered(
             raise InputError("an item stands on the page twice", where=f"{here}: slate", got=items)
         ad[i] = _ad(page, items, here)
         offer[i] = _whole(page, "offer", here) or 0
-        lines[i] = _lines(page, number_of, size, here)
+        lines[i] = _lines(page, bundle.number_of, size, here)
         answers[:, i] = _outcome(page, shown, size, here)
         if (lines[i][~shown] != EMPTY).any():
             raise InputError("a line where no item was shown", where=f"{here}: copy", got=page.get("copy"))

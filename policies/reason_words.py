@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from hawker.policies.page_copy import PageCopy
 from hawker.policies.page_reasons import Pages, Reasons
 from hawker.shop.catalog import Catalog
-from hawker.shop.decision import EMPTY
+from hawker.shop.decision import EMPTY, Decision
 
 NAMED = 3
 """Reasons that are named, at most."""
@@ -86,6 +88,43 @@ def in_words(reasons: dict[str, Reasons], pages: Pages, told: Told) -> dict[str,
             who = f"slot {slot}, " + ("no line" if line == EMPTY else f'"{told.lines[line]}"')
             there = bool(reasons["copy"].there[0, slot])
             found["copy"].append(_reason(reasons["copy"], slot, who, pages, told) if there else None)
+    return found
+
+
+def bank_words(
+    copy: PageCopy, page: Decision[npt.NDArray[Any]], audience: npt.NDArray[Any], lines: tuple[str, ...]
+) -> list[dict[str, Any] | None]:
+    """Return why each slot of one page has its line from the copy bank, as JSON values; docs/serving.md has the form.
+
+    Args:
+        copy: The bank.
+        page: The page.
+        audience: Number of the shopper's audience, shape (1,).
+        lines: The bundle's lines.
+    """
+    assert page.copy is not None
+    given = (page.slate, audience, page.offer, page.copy)
+    chance, rows, table = np.exp(copy.log_prob(*given))[0], copy.rows(*given)[0], copy.bank.table
+    found: list[dict[str, Any] | None] = []
+    for slot, (line, row) in enumerate(zip(page.copy[0].tolist(), rows.tolist(), strict=True)):
+        if line == EMPTY:
+            found.append(None)
+            continue
+        told: dict[str, Any] = {
+            "effect": 0.0,
+            "uncertainty": 0.0,
+            "propensity": float(chance[slot]),
+            "choices": 0,
+            "audience": None,
+        }
+        said = "the template, for which the bank has no line to compare"
+        if row != EMPTY:
+            effect, doubt, whose = table.loc[row, ["effect", "uncertainty", "audience"]]
+            told |= {"effect": float(effect), "uncertainty": float(doubt), "audience": str(whose)}
+            told["choices"] = count = int(copy.choices[row])
+            said = f"{effect:+.4f} of reward expected against the template, give or take {doubt:.4f}; shown with "
+            said += f"probability {chance[slot]:.2f} of {count} for {whose or 'anybody'}"
+        found.append({**told, "sentence": f'slot {slot}, "{lines[line]}": {said}'})
     return found
 
 

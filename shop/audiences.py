@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hawker.shop.catalog import Catalog
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -112,6 +114,23 @@ class Audiences:
             liking = np.where(history.clicks.max(1) >= LEAST_CLICKS, latest + 1, 0)
         numbers: Ints = stage * (1 + len(self.liked)) + liking
         return numbers
+
+    def liked_of(self, catalog: Catalog) -> Ints:
+        """Return the number in ``liked`` of each item's category, shape (n_items,); -1 where labels do not name it.
+
+        A category that the catalog does not keep, as one of very many, is named by none.
+        """
+        features = catalog.features
+        entries = [(column, value) for column, known in features.categories.items() for value in known]
+        place = {entry: len(features.numeric) + i for i, entry in enumerate(entries)}
+        found = np.full(len(catalog), -1, np.int64)
+        for number, name in enumerate(self.liked):
+            if ("category", name) in place:
+                found[catalog.vectors[:, place["category", name]] > 0] = number
+            elif "category" in features.numeric:
+                value = catalog.vectors[:, features.numeric.index("category")]
+                found[value == np.float32(name)] = number
+        return found
 
     def _histories(self, impressions: pd.DataFrame, items: pd.DataFrame, pages: _Pages) -> History:
         """Return what was observed before each page, in the order of ``pages``."""

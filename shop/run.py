@@ -27,6 +27,16 @@ class Run:
         return self.path / "policy"
 
     @property
+    def bank(self) -> Path:
+        """The copy bank: lines that the writer has written, and what they are expected to do."""
+        return self.path / "writer" / "bank"
+
+    @property
+    def words(self) -> Path:
+        """The language model that chooses by words."""
+        return self.path / "words"
+
+    @property
     def checkpoint(self) -> Path:
         """The last state of training."""
         return self.path / "checkpoint"

@@ -16,6 +16,7 @@ from hawker.shop.decision import Decision
 from hawker.simulators.appeal import Appeal, InView
 from hawker.simulators.frozen_memory import Before, FrozenMemory, Read, two_layers
 from hawker.simulators.frozen_pages import Carried, Page
+from hawker.simulators.layers import apart
 from hawker.simulators.memory import TOLD
 from hawker.simulators.shopper import ShopperModel
 
@@ -81,12 +82,8 @@ class FrozenModel:
         self.items = nn.functional.pad(torch.cat(blocks, 1), (0, 0, 1, 0)).contiguous()
         self.lines = self.items.new_zeros(1, 0)
         if model.line_vectors is not None:
-            parts = [_line_parts(head, model.line_vectors) for head in heads]
-            blocks = [*parts[0], *parts[-1][::-1]] if len(heads) > 1 else [*parts[0][::-1]]
-            if model.memory is not None:
-                assert model.memory.line is not None
-                blocks.append(model.memory.line(model.heard()))
-            self.lines = nn.functional.pad(torch.cat(blocks, 1), (0, 0, 1, 0)).contiguous()
+            lines = [_line_rows(model, heads, block) for block in apart(model.line_vectors, model.logged_lines)]
+            self.lines = nn.functional.pad(torch.cat(lines), (0, 0, 1, 0)).contiguous()
         self.people = _People(model, self.buys, self.query)
         self.in_view = None if model.in_view is None else FrozenView(model.in_view, items, model.size)
 
@@ -309,6 +306,16 @@ def _item_parts(head: Appeal, model: ShopperModel) -> tuple[Tensor, Tensor]:
     taste: Tensor = head.item_taste(model.item_vectors) + head.own_taste.weight
     effect: Tensor = head.item_effect(model.item_vectors) + head.own_effect.weight
     return taste, effect
+
+
+def _line_rows(model: ShopperModel, heads: list[Appeal], vectors: Tensor) -> Tensor:
+    """Return the rows of lines with these vectors in the table, shape (n_lines, width)."""
+    parts = [_line_parts(head, vectors) for head in heads]
+    blocks = [*parts[0], *parts[-1][::-1]] if len(heads) > 1 else [*parts[0][::-1]]
+    if model.memory is not None:
+        assert model.memory.line is not None
+        blocks.append(model.memory.line(model.heard(vectors)))
+    return torch.cat(blocks, 1)
 
 
 def _line_parts(head: Appeal, vectors: Tensor) -> tuple[Tensor, Tensor]:

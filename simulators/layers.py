@@ -28,6 +28,14 @@ def tower(width: int, out: int, depth: int) -> nn.Module:
     return nn.Sequential(Linear(width, hidden), nn.Tanh(), Linear(hidden, out, bias=False))
 
 
+def apart(rows: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
+    """Return the first rows of a table (n, w) and those that follow, if any, to be computed with one after the other.
+
+    A product of more rows may round differently; like this, what follows changes nothing about the first ones.
+    """
+    return rows.tensor_split([first]) if len(rows) > first else (rows,)
+
+
 def first_weights(model: nn.Module, generator: torch.Generator) -> None:
     """Draw a model's first weights: effects, biases and everything an item owns start at 0."""
     for name, parameter in model.named_parameters():

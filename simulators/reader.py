@@ -42,8 +42,9 @@ class ReadWorld:
     Contexts are those of the reader's shop: ``shopper`` holds the features that the logs know, and what the
     reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
     worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``effect.*``
-    of ``shopper`` say by what factor each offer tier and each line change that, as logarithms. What things are worth is
-    said by the ensemble's classes of taste.
+    of ``shopper`` say by what factor each offer tier and each line change that, as logarithms; of lines that the
+    ensemble understands beside those of its log there are none. What things are worth is said by the ensemble's classes
+    of taste.
     """
 
     def __init__(
@@ -257,7 +258,7 @@ class ReadWorld:
         bought = self._tables[1]
         for name in ("offer", "line"):
             more = getattr(self._tables[0], name)
-            more = more[:-1] if name == "line" else more
+            more = more[: self.tastes.logged_lines] if name == "line" else more
             if len(more) > (name == "offer"):
                 both = None
                 if purchase is not None and bought is not None:
@@ -275,8 +276,8 @@ def _carried(own: dict[str, Tensor]) -> Carried:
 def _effect_names(model: ShopperModel) -> tuple[str, ...]:
     """Return the columns that ``ReadWorld._effects`` fills."""
     tiers = model.recorded.offers if model.recorded.offers > 1 else 0
-    lines = 0 if model.line_vectors is None else len(model.line_vectors)
-    return tuple(f"{EFFECT_OFFER}{i}" for i in range(tiers)) + tuple(f"{EFFECT_LINE}{i}" for i in range(lines))
+    offers = tuple(f"{EFFECT_OFFER}{i}" for i in range(tiers))
+    return offers + tuple(f"{EFFECT_LINE}{i}" for i in range(model.logged_lines))
 
 
 def _with_history(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -34,6 +35,10 @@ class ShopperModel(nn.Module):
 
     References:
         Position-based click model: Craswell et al. (2008), An Experimental Comparison of Click Position-Bias Models.
+
+    Attributes:
+        line_vectors: Scaled vectors of the lines that are understood, those of the log first, shape (L, w), or None.
+        logged_lines: How many of them the log shows.
     """
 
     item_vectors: Tensor
@@ -72,6 +77,7 @@ class ShopperModel(nn.Module):
         self.register_buffer("shopper_centre", torch.from_numpy(np.array(builder.shopper.centre)))
         self.register_buffer("shopper_spread", torch.from_numpy(np.array(builder.shopper.spread)))
         self.register_buffer("line_vectors", None if lines is None else torch.from_numpy(lines.scaled))
+        self.logged_lines = 0 if lines is None else len(lines)
         self.register_buffer("log_price", torch.from_numpy(_log_price(builder)))
         person = builder.shopper.width + (TOLD if recorded.timeline else 0)
         self.position = nn.Parameter(torch.zeros(size))
@@ -193,16 +199,14 @@ class ShopperModel(nn.Module):
         odds: Tensor = self.back(self.memory.readable(after))
         return odds
 
-    def heard(self) -> Tensor | None:
-        """Return what the memory reads of every line, shape (n_lines, width); None without lines.
+    def heard(self, lines: Tensor) -> Tensor:
+        """Return what the memory reads of lines with these scaled vectors (L, w), shape (L, width).
 
         Not its text, but what it does to the clicks and purchases of each class of taste, beside any line at all:
         clicks, which are many, tell which lines are alike, and what such lines do later is learned from all of them
         together.
         """
-        if self.line_vectors is None:
-            return None
-        return HEARD_SCALE * nn.functional.linear(self.line_vectors, self.line_effects)
+        return HEARD_SCALE * nn.functional.linear(lines, self.line_effects)
 
     def hear(self, tastes: TasteClasses) -> None:
         """Take from classes of taste what lines do, for ``heard``."""
@@ -212,7 +216,8 @@ class ShopperModel(nn.Module):
     def summary(self, rows: Rows, keep_own: Tensor | None = None) -> Tensor:
         """Return what the memory reads of pages that were answered, shape (P, width)."""
         assert self.memory is not None
-        read = self.memory.summary(rows, self.item_vectors, self.heard(), keep_own)
+        heard = None if self.line_vectors is None else self.heard(self.line_vectors)
+        read = self.memory.summary(rows, self.item_vectors, heard, keep_own)
         anybody = nn.functional.pad(self.scaled(rows.shopper), (0, TOLD + self.memory.wishes))
         clicked = rows.clicked
         bought = torch.zeros_like(clicked) if rows.converted is None else rows.converted.nan_to_num()
@@ -301,6 +306,20 @@ class Ensemble(nn.Module):
     def models(self) -> list[ShopperModel]:
         """The members, typed."""
         return [member for member in self.members if isinstance(member, ShopperModel)]
+
+    def with_lines(self, vectors: Tensor) -> Ensemble:
+        """Return a copy that also understands lines with these scaled vectors (L, w), numbered on from those it knows.
+
+        Raises:
+            ValueError: It was fitted without lines.
+        """
+        ensemble = copy.deepcopy(self)
+        readers: list[ShopperModel | TasteClasses] = [*ensemble.models]
+        for reader in readers if ensemble.tastes is None else [*readers, ensemble.tastes]:
+            if reader.line_vectors is None or not reader.logged_lines:
+                raise ValueError("shoppers who have seen no lines understand none")
+            reader.line_vectors = torch.cat([reader.line_vectors, vectors.to(reader.line_vectors)])
+        return ensemble
 
     def raw(self, shopper: Tensor, slate: Tensor, affinity: Tensor) -> Tensor:
         """Return the members' P(click) for new shoppers before calibration, (M, B, K); arguments as in ``forward``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,10 @@ from hawker.shop.artefacts import read_json, sha256, verify_directory, write_jso
 from hawker.shop.config import from_dict, to_dict
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.errors import InputError
+from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
 from hawker.shop.logs import Logs, read_logs
+from hawker.shop.models import home
 from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
@@ -48,7 +51,7 @@ class FittedShoppers:
         logs: Directory of the log.
         logs_digest: SHA-256 of its tables.
         support: What the part of the log to train against shows how often.
-        lines: The bank of lines that the log shows; None where it shows none.
+        lines: The bank of lines that the log shows, and further ones that are understood; None where it shows none.
         digest: SHA-256 of the artefact's list of checksums; empty before it was written.
     """
 
@@ -69,6 +72,37 @@ class FittedShoppers:
         fitted = (self.builder, self.ensembles[role], self.arrivals[role], self.size, lines)
         return LearnedWorld(*fitted, self.support, doubts)
 
+    def with_lines(self, texts: Sequence[str]) -> FittedShoppers:
+        """Return the same shoppers, who understand further lines of copy, too, as those who wrote like them.
+
+        ``lines`` then holds the log's lines, numbered as before, and after them those of the ``texts`` that are not
+        among them, in their order. What shoppers answer to the log's lines does not change, nor do the columns of what
+        `hawker.simulators.reader.ReadWorld` tells; a further line is one that the log does not support. The result is
+        for use, not to be saved.
+
+        Raises:
+            InputError: The log shows no lines, or a text is blank.
+        """
+        if self.lines is None:
+            raise InputError(
+                "these shoppers have seen no lines of copy",
+                where=self.logs,
+                remedy="fit them to logs that show copy",
+            )
+        if not all(text.strip() for text in texts):
+            raise InputError("a blank line of copy", where="with lines", expected="text")
+        known = set(self.lines.texts)
+        further = tuple(text for text in dict.fromkeys(texts) if text not in known)
+        if not further:
+            return self
+        encoder = load_encoder(self.config.encoder, self.support.items.device, home() / "vectors")
+        told = self.lines.with_texts(further, encoder)
+        vectors = np.concatenate([self.lines.vectors, told.vectors])
+        lines = replace(self.lines, texts=self.lines.texts + further, vectors=vectors)
+        scaled = torch.from_numpy(told.scaled)
+        ensembles = {role: ensemble.with_lines(scaled) for role, ensemble in self.ensembles.items()}
+        return replace(self, ensembles=ensembles, lines=lines)
+
     def read_part(self, part: Literal["train", "judge", "estimate"]) -> pd.DataFrame:
         """Return the impressions of one part of the log, read anew from where it was.
 
@@ -88,7 +122,13 @@ class FittedShoppers:
         return rows
 
     def save(self, directory: Path) -> None:
-        """Write the shoppers into a directory that is being written."""
+        """Write the shoppers into a directory that is being written.
+
+        Raises:
+            ValueError: They understand more lines than they were fitted with.
+        """
+        if self.lines is not None and len(self.lines) > self.ensembles["train"].models[0].logged_lines:
+            raise ValueError("what is saved is what was fitted, without further lines")
         for role, ensemble in self.ensembles.items():
             weights = {name: value.cpu().contiguous() for name, value in ensemble.state_dict().items()}
             save_file(weights, directory / f"{role}.safetensors")

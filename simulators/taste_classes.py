@@ -24,7 +24,7 @@ from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.lines import Lines
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.appeal import Recorded
-from hawker.simulators.layers import Linear
+from hawker.simulators.layers import Linear, apart
 
 CLASSES = 6
 """Latent classes; a few too many cost little, since classes that are not needed become alike."""
@@ -66,10 +66,15 @@ class ClassHead(nn.Module):
         self.offer = nn.Parameter(torch.zeros(max(offers - 1, 0), CLASSES))
         self.ad = nn.Parameter(torch.zeros(CLASSES))
 
-    def utilities(self, items: Tensor, lines: Tensor) -> Utilities:
-        """Return what items (I, w) and lines (L, v) with these vectors, offers and being an ad do to the log-odds."""
+    def utilities(self, items: Tensor, lines: tuple[Tensor, ...]) -> Utilities:
+        """Return what items and lines with these vectors, offers and being an ad do to the log-odds.
+
+        Args:
+            items: Shape (I, w).
+            lines: Blocks of (L, v), see `hawker.simulators.layers.apart`.
+        """
         item = self.base + self.level + self.item(items) + self.own + self.item_class(items)
-        line = self.line(lines) + self.line_class(lines)
+        line = torch.cat([self.line(block) + self.line_class(block) for block in lines])
         return Utilities(
             item, nn.functional.pad(line, (0, 0, 0, 1)), nn.functional.pad(self.offer, (0, 0, 1, 0)), self.ad
         )
@@ -82,6 +87,10 @@ class TasteClasses(nn.Module):
     much of it was seen on earlier pages, changes what an item is worth to anybody.
 
     A shopper's state is one row: log-probabilities of the classes, then what was seen of every kind, (n, CLASSES + V).
+
+    Attributes:
+        line_vectors: Scaled vectors of the lines that are understood, those of the log first, shape (L, v).
+        logged_lines: How many of them the log shows.
     """
 
     item_vectors: Tensor
@@ -109,6 +118,7 @@ class TasteClasses(nn.Module):
         self.register_buffer("item_vectors", torch.from_numpy(vectors.astype(np.float32)))
         told = np.zeros((0, 1), np.float32) if lines is None else lines.scaled
         self.register_buffer("line_vectors", torch.from_numpy(np.array(told, np.float32)))
+        self.logged_lines = len(told)
         self.register_buffer("shopper_centre", torch.from_numpy(np.array(shopper.centre, np.float32)))
         self.register_buffer("shopper_spread", torch.from_numpy(np.array(shopper.spread, np.float32)))
         kinds, self.values = _kinds(builder)
@@ -140,10 +150,11 @@ class TasteClasses(nn.Module):
 
         What is clicked is bought: ``match`` times what a part does to clicks is in what it does to purchases.
         """
-        click = self.click.utilities(self.item_vectors, self.line_vectors)
+        lines = apart(self.line_vectors, self.logged_lines)
+        click = self.click.utilities(self.item_vectors, lines)
         if self.purchase is None:
             return click, None
-        own = self.purchase.utilities(self.item_vectors, self.line_vectors)
+        own = self.purchase.utilities(self.item_vectors, lines)
         liked = click._replace(item=click.item - self.click.base)
         return click, Utilities(*(part + self.match * more for part, more in zip(own, liked, strict=True)))
 

@@ -24,11 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hawker.agents import page_export
 from hawker.agents.config import WHOLE_PAGES
 from hawker.agents.page_world import read
+from hawker.agents.writer_data import item_brief, tier_discounts
 from hawker.benchmarks.bazaar import logging_strategy
+from hawker.policies.copy_bank import Candidate, ChoiceConfig, build_bank
+from hawker.policies.guardrails import Guardrails
 from hawker.policies.page import PageLayout
 from hawker.policies.page_actor import PageActor, PageStrategy
 from hawker.shop.artefacts import write_directory
 from hawker.shop.config import to_dict
+from hawker.shop.logs import read_logs
 from hawker.shop.run import Run
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
@@ -117,6 +121,36 @@ def served_pages(remembering: Path, tmp_path_factory: pytest.TempPathFactory) ->
         patched.setattr(page_export, "CHECKED_PAGES", 500)
         patched.setattr(page_export, "LIVES", 24)
         report = page_export.export_run(Run(directory / "run"), directory / "bundle")
+    (directory / "report.json").write_text(json.dumps(report, allow_nan=False))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def served_bank(remembering: Path, served_pages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``served_pages``, of a ``run`` with a copy bank: lines for 12 items, 6 of them also for two audiences."""
+    directory = tmp_path_factory.mktemp("bank")
+    shutil.copytree(served_pages / "run", directory / "run")
+    logs = read_logs(remembering / "logs")
+    discounts = sorted(set(tier_discounts(logs.impressions, logs.items).values()))
+    said = ("A {title} for slow days", "Made to last", "Good things for the home")
+    candidates = [
+        Candidate(item["item_id"], item_brief(item, "headline", audience, discount), line.format(**item))
+        for i, item in enumerate(logs.items.head(12).to_dict("records"))
+        for audience in (("", "new", "returning") if i % 2 else ("",))
+        for discount in discounts
+        for line in said
+    ]
+
+    def scorer(item_ids: list[str], audiences: list[str], discounts: list[float], lines: list[str]) -> np.ndarray:
+        worth = np.array([0.002 * (len(line) % 7) for line in lines])
+        return np.stack([worth, 1.3 * worth])
+
+    run, config = Run(directory / "run"), ChoiceConfig(temperature=0.01, floor=0.2)
+    build_bank(candidates, scorer, Guardrails.load(), "digest of a writer", config).save(run.bank)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page_export, "CHECKED_PAGES", 200)
+        patched.setattr(page_export, "LIVES", 16)
+        report = page_export.export_run(run, directory / "bundle")
     (directory / "report.json").write_text(json.dumps(report, allow_nan=False))
     return directory
 

@@ -34,6 +34,7 @@ SPEC = RewardSpec(click=1.0, conversion=5.0, return_visit=2.0, offer=0.01, disag
 PLAIN = replace(SPEC, disagreement=0.0, support=0.0)
 DISCOUNTS = (0.0, 0.05, 0.1, 0.2)
 ITEMS = make_items(load_bazaar(None)).table
+NEW = "A line that nobody has seen, for slow mornings"
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +103,18 @@ def lay(item: int, line: int, tier: int, rest: pd.DataFrame | None, shoppers: Fi
     )
 
 
-@pytest.mark.parametrize(("line", "tier"), [(5, 0), (40, 2), (EMPTY, 1)])
+@pytest.mark.parametrize(("line", "tier"), [(5, 0), (40, 2), (EMPTY, 1), (NEW, 3)])
 def test_a_page_of_one_item_earns_what_the_environment_pays(
-    log: pd.DataFrame, shoppers: FittedShoppers, line: int, tier: int
+    log: pd.DataFrame, shoppers: FittedShoppers, line: int | str, tier: int
 ):
     page = first_page(log).iloc[:1]
     reward = CopyReward(shoppers, page, ITEMS, SPEC, discounts=DISCOUNTS, contexts=1)
-    text = "" if line == EMPTY else shoppers.lines.texts[line]
+    hearing = shoppers.with_lines([NEW])
+    number = len(shoppers.lines) if line == NEW else line
+    text = "" if number == EMPTY else hearing.lines.texts[number]
     found = reward.by_member(["i0007"], ["new"], [DISCOUNTS[tier]], [text])
-    decision = lay(7, line, tier, None, shoppers)
-    members, outcome = answered(shoppers.world("train", doubts=True), decision, 0)
+    decision = lay(7, number, tier, None, shoppers)
+    members, outcome = answered(hearing.world("train", doubts=True), decision, 0)
     parts = SPEC.components(outcome, decision, torch.zeros(500))
     for row, member in enumerate(members):
         assert found["click"][member, 0] == pytest.approx(float(parts["click"][row]), rel=1e-4)

@@ -174,7 +174,7 @@ def test_exploits_are_run_as_they_were_asked_for(quick: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_the_writer_is_trained_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+def test_the_writer_is_trained_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     ran: list[tuple[writer.WriterConfig, bool, Path | None]] = []
 
     def bench_writer(config: writer.WriterConfig, told: Any, *, ablations: bool, keep: Path | None) -> dict[str, Any]:
@@ -183,11 +183,13 @@ def test_the_writer_is_trained_as_it_was_asked_for(quick: bool, monkeypatch: pyt
 
     monkeypatch.setattr("hawker.benchmarks.writer.bench_writer", bench_writer)
     keep = None if quick else Path("writers")
-    report = run_writer("tiny", (4, 5), quick, quick, keep, print)
+    page = tmp_path / "pages" / "writer.html" if quick else None
+    report = run_writer("tiny", (4, 5), quick, quick, keep, page, print)
     whole = writer.WriterConfig(model="tiny", seeds=(4, 5))
     assert ran == [(dataclasses.replace(writer.QUICK, model="tiny", seeds=(4,)) if quick else whole, quick, keep)]
     asked = _parse("bench writer", shlex.split(report["command"])[3:])
     assert (asked.model, asked.quick, asked.ablations, asked.seeds) == ("tiny", quick, quick, ran[0][0].seeds)
+    assert page is None or "The writer" in page.read_text()
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -208,7 +210,7 @@ def test_reasons_are_removed_as_it_was_asked_for(quick: bool, monkeypatch: pytes
 def test_writing_needs_trl(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="the writer needs trl"):
-        run_writer("tiny", (4,), True, False, None, print)
+        run_writer("tiny", (4,), True, False, None, None, print)
 
 
 def test_the_leaderboard_is_run_as_it_was_asked_for(monkeypatch: pytest.MonkeyPatch):

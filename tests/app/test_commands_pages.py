@@ -13,10 +13,11 @@ from hawker.shop.run import Run
 def test_export_takes_whatever_the_run_has_learned(tmp_path, monkeypatch, capsys):
     seen = []
     report = {"figures": {"bytes": figure(3.0, None, None, 1, "bytes")}, "digest": "d", "seed": 0, "seconds": 1.0}
-    monkeypatch.setattr(page_export, "export_run", lambda run, out: seen.append((run, out)) or report)
+    monkeypatch.setattr(page_export, "export_run", lambda *given: seen.append(given) or report)
     words = ["export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--json", str(tmp_path / "report.json")]
     assert main(words) == 0
-    assert seen == [(Run(tmp_path / "run"), tmp_path / "bundle")]
+    assert main([*words, "--rules", str(tmp_path / "rules.yaml")]) == 0
+    assert seen == [(Run(tmp_path / "run"), tmp_path / "bundle", rules) for rules in (None, tmp_path / "rules.yaml")]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert "bytes" in capsys.readouterr().out
 
@@ -63,3 +64,22 @@ def test_bad_requests_end_in_one_line(served_pages, tmp_path, capsys, change, li
     said = capsys.readouterr().err
     assert line in said
     assert said.count("\n") == 1
+
+
+def test_decide_answers_with_a_line_of_the_bank(served_bank, tmp_path, capsys):
+    request = tmp_path / "page.json"
+    request.write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z", "candidates": ["i0001", "i0003"]}))
+    words = ["decide", str(served_bank / "bundle"), "--context", str(request), "--why"]
+    answers = []
+    for more in (["--seed", "3"], ["--seed", "3"], ["--greedy"]):
+        assert main([*words, *more]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert answers[0]["audience"] == "new"
+    shown = [i for i, line in enumerate(answers[2]["copy"]) if line is not None]
+    assert len(shown) == 2
+    for slot in shown:
+        said = answers[2]["why"]["copy"][slot]
+        assert said["choices"] == 3
+        assert said["propensity"] > 1 / 3
+        assert answers[2]["copy"][slot] in said["sentence"]

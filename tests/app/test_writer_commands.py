@@ -5,13 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hawker.app.cli import main
 from hawker.app.commands import COMMANDS, CONFIGS
+from hawker.app.tables import number
 from hawker.app.writer_commands import WRITER, WRITER_CONFIGS
 from hawker.policies.briefs import Brief
+from hawker.policies.copy_bank import ChoiceConfig, CopyBank
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.small_writer import small_model
+from hawker.shop.audiences import Audiences
+from hawker.shop.logs import read_logs
+from hawker.shop.models import model_digest
+from hawker.simulators.store import load_shoppers
 
 SAID = ["A quiet pot for slow mornings", "Made to last a while", "Fine for every day", "Warm wool for cold days"]
 SMALL = "steps: 2\nbatch: 4\nrows: 4\nrank: 2\ncheckpoint_every: 1\ndevice: cpu\n"
@@ -107,6 +114,48 @@ def test_write(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     ]
 
 
+def test_bank(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = home / "run"
+    words = ["writer", "bank", run, "--items", "item-1", "--items", "item-2", "--count", "6", "--temperature", "0.5"]
+    words += ["--audience", "all", "--choice.floor", "0.3", "--json", tmp_path / "report.json"]
+    assert main([str(word) for word in words]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    bank = CopyBank.load(run / "writer/bank", Guardrails.load())
+    shoppers = load_shoppers(run / "shoppers", torch.device("cpu"))
+    impressions, items = shoppers.read_part("train"), read_logs(shoppers.logs).items
+    labels = {"", *Audiences.fit(impressions, items).label(impressions, items)}
+    assert report["briefs"] == 2 * len(labels)
+    assert (
+        report["drawn"] == 6 * report["briefs"] == sum(report[n] for n in ("repeated", "refused", "unscored", "lines"))
+    )
+    assert report["lines"] == len(bank) > 0
+    assert set(bank.table["audience"]) <= labels
+    assert set(bank.table["item_id"]) <= {"item-1", "item-2"}
+    assert (set(bank.table["surface"]), set(bank.table["discount"])) == ({"headline"}, {0.0})
+    spoken = bank.table[["audience", "item_id"]].drop_duplicates()
+    assert report["fell_back"] == report["briefs"] - len(spoken)
+    assert report["refused"] == bank.filled.rejected <= sum(report["rejected"].values())
+    assert bank.choice == ChoiceConfig(floor=0.3)
+    assert report["writer"] == bank.writer == model_digest(run / "writer/grpo")
+    means = (bank.table["effect"] * bank.propensity).groupby([bank.table["audience"], bank.table["item_id"]]).sum()
+    assert report["gain"] == pytest.approx(means.mean())
+    assert f"{number(report['gain'], '')} of reward" in printed
+    assert all(f"broke the rule {rule}" in printed for rule in report["rejected"])
+    written = (run / "writer/bank/checksums.json").read_text()
+    assert main([str(word) for word in words]) == 0
+    assert (run / "writer/bank/checksums.json").read_text() == written
+    assert main([*map(str, words), "--seed", "1"]) == 0
+    assert (run / "writer/bank/checksums.json").read_text() != written
+
+
+def test_bank_for_anybody_by_default(home: Path, tmp_path: Path):
+    words = ["writer", "bank", home / "run", "--items", "item-4", "--count", "2", "--json", tmp_path / "report.json"]
+    assert main([str(word) for word in words]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["briefs"] == 1
+    assert set(CopyBank.load(home / "run/writer/bank").table["audience"]) <= {""}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -125,6 +174,11 @@ def test_write(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["write", "RUN", "HOME/lines.jsonl", "--surface", "banner"], "brief: unknown surface; got 'banner'"),
         (["write", "RUN", "HOME/lines.jsonl", "--count", "0"], "cannot write so; got 'count 0"),
         (["write", "RUN", "HOME/lines.jsonl", "--rules", "HOME/none.yaml"], "none.yaml: no such file"),
+        (["bank", "HOME"], "no shoppers here"),
+        (["bank", "RUN", "--audience", "nobody"], "copy bank: no page of the log has this audience; got 'nobody'"),
+        (["bank", "RUN", "--items", "item-99"], "items: no such item; got 'item-99'"),
+        (["bank", "RUN", "--count", "0"], "cannot write so; got 'count 0"),
+        (["bank", "RUN", "--rules", "HOME/none.yaml"], "none.yaml: no such file"),
     ],
     ids=lambda value: "-".join(value[:1] + value[2:4]) if isinstance(value, list) else "",
 )

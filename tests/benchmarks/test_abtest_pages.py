@@ -102,6 +102,19 @@ def test_what_the_log_does_not_know_is_not_measured(remembering_items):
     assert metrics == {DECIDING, "ctr", "d7", "visits_per_shopper"}
 
 
+def test_a_strategist_beside_the_likeliest_pages(served_bank):
+    """Their shoppers live in the same models: what says lines lives in one with audiences."""
+    run = Run(served_bank / "run")
+    shoppers = load_shoppers(run.shoppers, CPU)
+    arms = [load_page_arm(name, shoppers, run, REWARD) for name in ("likeliest", "strategist")]
+    for pair in (arms, arms[::-1]):
+        report = ab_pages(pair, shoppers=300, days=5.0, seed=0, reward=REWARD)
+        assert "2 models" in report["judged_by"]
+        treatment = pair[1].strategy.name
+        assert {f"pair.{treatment}.{metric}_lift" for metric in METRICS} <= set(report["figures"])
+        assert report["figures"][f"pair.{treatment}.model_lift"]["n"] == 2
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [

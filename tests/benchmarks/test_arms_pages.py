@@ -9,12 +9,15 @@ import torch
 
 from hawker.agents.config import WHOLE_PAGES, TrainConfig
 from hawker.agents.page_world import read
+from hawker.agents.writer_data import tier_discounts
 from hawker.benchmarks.arms import load_arm, load_page_arm, require_without_history, training_of
 from hawker.envs.page import Rules
+from hawker.policies.copy_bank import CopyBank
 from hawker.policies.page import PageLayout
 from hawker.policies.page_actor import LikeliestPages, PageActor, PageStrategy
 from hawker.policies.page_clone import PageClone
 from hawker.policies.slate import SlateActor
+from hawker.policies.strategist import Strategist, audience_of
 from hawker.policies.trained import TrainedStrategy
 from hawker.shop.artefacts import write_directory
 from hawker.shop.config import save_config, to_dict
@@ -23,8 +26,10 @@ from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
 from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
+from hawker.simulators.audience_world import AudienceWorld
 from hawker.simulators.config import FitConfig
 from hawker.simulators.fit import fit
+from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.store import FittedShoppers, load_shoppers
 
 CPU = torch.device("cpu")
@@ -211,3 +216,56 @@ def test_a_bundle_of_other_shoppers_is_refused(served_pages):
     others = dataclasses.replace(load_shoppers(run.shoppers, CPU), digest="another")
     with pytest.raises(InputError, match=r"the bundle was trained against other shoppers; compare it on the run that"):
         load_page_arm(str(served_pages / "bundle"), others, run, CONFIG.reward)
+
+
+def test_the_strategist_is_the_likeliest_pages_with_lines_of_the_bank(served_bank):
+    run = Run(served_bank / "run")
+    shoppers = load_shoppers(run.shoppers, CPU)
+    plain, arm = (load_page_arm(name, shoppers, run, CONFIG.reward) for name in ("likeliest", "strategist"))
+    assert isinstance(arm.strategy, Strategist)
+    assert (arm.strategy.name, arm.rules) == ("strategist", plain.rules)
+    assert isinstance(arm.world, AudienceWorld)
+    bank = CopyBank.load(run.bank)
+    assert arm.world.lines == (*plain.world.lines, *dict.fromkeys(bank.texts("headline")))
+    assert {type(each.judge) for each in (plain, arm)} == {LearnedWorld}
+    generator = torch.Generator().manual_seed(0)
+    here = arm.world.arrive(200, generator)
+    decision = arm.strategy.propose(here.context, generator)
+    assert torch.equal(arm.strategy.log_prob(here.context, decision), decision.log_prob)
+    same = plain.strategy.propose(audience_of(here.context)[0], generator)
+    for part in ("slate", "ad", "offer"):
+        assert torch.equal(getattr(decision, part), getattr(same, part)), part
+    assert (decision.copy >= len(plain.world.lines)).all()  # no line of the log is in this bank
+    ids, labels = arm.world.builder.catalog.item_ids, arm.world.audiences.labels
+    discounts = tier_discounts(shoppers.read_part("train"), read_logs(shoppers.logs).items)
+    audience = here.context.shopper[:, -1].long().tolist()
+    asked = [
+        (ids[item], labels[who], discounts.get(tier, 0.0), arm.world.lines[line])
+        for who, tier, slate, said in zip(
+            audience, decision.offer.tolist(), decision.slate.tolist(), decision.copy.tolist(), strict=True
+        )
+        for item, line in zip(slate, said, strict=True)
+    ]
+    items, whose, off, lines = zip(*asked, strict=True)
+    expected = bank.probabilities(items, whose, off, "headline", lines).reshape(decision.slate.shape)
+    assert decision.log_probs["copy"].exp().numpy() == pytest.approx(expected.prod(1), rel=1e-4)
+    assert 0 < (expected < 1).mean() < 1, "some items have lines, others their template"
+
+
+def test_a_run_without_a_bank_has_no_strategist(home, shoppers):
+    with pytest.raises(InputError, match=r"run: the run has no copy bank; fill one with `hawker writer bank"):
+        load_page_arm("strategist", shoppers, Run(home / "run"), CONFIG.reward)
+
+
+def test_a_bundle_with_a_bank_says_its_lines(served_bank):
+    run, bundle = Run(served_bank / "run"), served_bank / "bundle"
+    shoppers = load_shoppers(run.shoppers, CPU)
+    arm = load_page_arm(str(bundle), shoppers, run, CONFIG.reward)
+    assert isinstance(arm.strategy, Strategist)
+    assert arm.strategy.name == str(bundle)
+    generator = torch.Generator().manual_seed(0)
+    context = arm.world.arrive(50, generator).context
+    decision = arm.strategy.propose(context, generator)
+    assert torch.equal(arm.strategy.log_prob(context, decision), decision.log_prob)
+    assert list(decision.log_probs) == ["slate", "ad", "offer", "copy"]
+    assert {arm.world.lines[line] for line in decision.copy.unique()} <= set(CopyBank.load(run.bank).texts("headline"))

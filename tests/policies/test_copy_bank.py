@@ -176,9 +176,6 @@ def test_lines_without_a_finite_score_are_left_out():
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda: ChoiceConfig(temperature=0.0), "copy bank: bad temperature; got 0.0"),
-        (lambda: ChoiceConfig(floor=1.5), "copy bank: bad floor; got 1.5, expected a share, 0..1"),
-        (lambda: ChoiceConfig(caution=float("nan")), "copy bank: bad caution"),
         (lambda: bank().choose(["a"], ["", ""], [0.0], "promotion", np.random.default_rng(0)), "1 items, 2 audiences"),
         (lambda: bank().choose(["a"], [""], [0.0], "banner", np.random.default_rng(0)), "unknown surface"),
         (

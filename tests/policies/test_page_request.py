@@ -2,14 +2,17 @@
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from hawker.policies.page_bundle import PageBundle
-from hawker.policies.page_request import decide_page_request, decode_state
+from hawker.policies.page_copy import NOBODY
+from hawker.policies.page_request import decide_page_request, decode_state, encode_state
 from hawker.shop.errors import InputError
+from hawker.shop.logs import read_logs
 
 NOW = "2026-11-22T10:00:00Z"
 
@@ -17,6 +20,11 @@ NOW = "2026-11-22T10:00:00Z"
 @pytest.fixture(scope="module")
 def bundle(served_pages) -> PageBundle:
     return PageBundle.load(served_pages / "bundle")
+
+
+@pytest.fixture(scope="module")
+def speaking(served_bank) -> PageBundle:
+    return PageBundle.load(served_bank / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +205,85 @@ def test_bad_request(bundle, request_, message):
 def test_bad_seed(bundle):
     with pytest.raises(InputError, match="seed: bad seed; got -1"):
         decide(bundle, -1)
+
+
+def test_answer_with_lines_of_a_bank(speaking):
+    known = list(speaking.copy.bank.table["item_id"].unique())
+    answer = decide(speaking, candidates=known)
+    assert answer["audience"] == "new"
+    assert answer["copy"] == [speaking.lines[line] for line in answer["lines"]]
+    assert answer["log_prob"] == pytest.approx(sum(answer["log_probs"].values()))
+    off, n = speaking.copy.discounts[answer["offer"]], speaking.size
+    chances = speaking.copy.bank.probabilities(answer["slate"], ["new"] * n, [off] * n, "headline", answer["copy"])
+    assert answer["log_probs"]["copy"] == pytest.approx(np.log(chances).sum(), abs=1e-9)
+    assert decide(speaking, candidates=known) == answer
+    assert len({tuple(decide(speaking, seed, candidates=known)["copy"]) for seed in range(4)}) > 1
+    likeliest = decide(speaking, None, candidates=known)
+    table, off = speaking.copy.bank.table, speaking.copy.discounts[likeliest["offer"]]
+    for item, line in zip(likeliest["slate"], likeliest["copy"], strict=True):
+        own = table[(table["item_id"] == item) & (table["discount"] == off)]
+        own = own[own["audience"] == ("new" if (own["audience"] == "new").any() else "")]
+        assert line == own["line"].iloc[0]
+    rest = decide(speaking, candidates=[item for item in speaking.shop.catalog.item_ids if item not in known])
+    assert set(rest["copy"]) == {speaking.copy.bank.neutral["headline"]}
+    assert rest["log_probs"]["copy"] == 0.0
+
+
+def test_bundles_without_a_bank_say_nothing_of_audiences(bundle):
+    assert bundle.copy is None
+    assert "audience" not in decide(bundle)
+
+
+def test_a_history_with_lines_of_a_bank_is_read_alike_at_once_and_page_by_page(speaking):
+    known = {"candidates": list(speaking.copy.bank.table["item_id"].unique())}
+    first = decide(speaking, 1, **known)
+    came = {"clicked": [1, 0, 1, 1, 1, 1], "converted": [1], "revenue": [12.5]}
+    second = decide(speaking, 2, timestamp=days_on(0, 5), state=first["state"], history=[shown(first, **came)], **known)
+    assert second["audience"].startswith("new, likes ")
+    third = decide(speaking, 3, timestamp=days_on(3), state=second["state"], history=[shown(second)], **known)
+    assert third["audience"] == second["audience"].replace("new", "returning, bought before")
+    history = [shown(first, **came), shown(second)]
+    assert decide(speaking, 3, timestamp=days_on(3), history=history, **known) == third
+    other = [{**page, "copy": None, "lines": None} for page in history]
+    unsaid = decide(speaking, 3, timestamp=days_on(3), history=other, **known)
+    assert unsaid["audience"] == third["audience"]
+    assert unsaid["log_probs"]["slate"] != third["log_probs"]["slate"]
+    away = decide(speaking, 3, timestamp=days_on(40), history=history, **known)
+    assert away["audience"] == second["audience"].replace("new", "back after a while")
+    assert (
+        decide(speaking, 3, timestamp=days_on(40), page=2, history=history, **known)["audience"] == second["audience"]
+    )
+
+
+def test_audiences_are_those_of_the_log(speaking, served_bank, remembering):
+    logs = read_logs(remembering / "logs")
+    rows = logs.impressions.assign(label=speaking.copy.audiences.label(logs.impressions, logs.items))
+    longest = rows.groupby("shopper_id")["visit_id"].nunique().sort_values(ascending=False, kind="stable").index[:3]
+    met = set()
+    for shopper in longest:
+        history, state = [], None
+        life = rows[rows["shopper_id"] == shopper].sort_values(["timestamp", "position"])
+        for (time, _), page in life.groupby(["timestamp", "page"]):
+            told = {
+                "timestamp": time.tz_localize(time.tz or "UTC").isoformat() if time.tz is None else time.isoformat()
+            }
+            answer = decide(speaking, 0, **told, state=state, history=history, candidates=["i0001", "i0002"])
+            assert answer["audience"] == page["label"].iloc[0]
+            met.add(answer["audience"])
+            columns = {"slate": "item_id", "clicked": "clicked", "converted": "converted"}
+            history, state = [told | {key: page[name].tolist() for key, name in columns.items()}], answer["state"]
+    assert len(met) > 3
+
+
+def test_states_with_audiences_that_cannot_be(speaking, bundle):
+    state = decide(speaking)["state"]
+    with pytest.raises(InputError, match=r"state: a state of another bundle; got .* give the history"):
+        decide(bundle, state=state)
+    with pytest.raises(InputError, match=r"state: a state of another bundle; got .* give the history"):
+        decide(speaking, state=decide(bundle)["state"])
+    told = decode_state(speaking, state, "page.json")
+    assert told.told.visits.tolist() == [NOBODY]
+    for name, value in (("away", np.nan), ("purchases", -1), ("visits", -2)):
+        broken = replace(told, told=told.told._replace(**{name: np.array([value])}))
+        with pytest.raises(InputError, match="state: a damaged state; leave it out and give the history"):
+            decide(speaking, state=encode_state(speaking, broken))

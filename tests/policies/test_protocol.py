@@ -1,6 +1,9 @@
 """The contract of a strategy. A new one is a line in STRATEGIES and has to pass everything here."""
 
+import dataclasses
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +15,19 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from hawker.policies.baselines import LoggingClone, Popularity, RandomStrategy
-from hawker.policies.protocol import Strategy, picks_of, slate_of
+from hawker.policies.briefs import Brief
+from hawker.policies.choice_prompts import item_words
+from hawker.policies.copy_bank import Candidate, build_bank
+from hawker.policies.guardrails import Guardrails
+from hawker.policies.page import PageLayout
+from hawker.policies.page_actor import PageActor, PageStrategy
+from hawker.policies.protocol import SlateDistribution, Strategy, picks_of, slate_of
 from hawker.policies.slate import SlateActor
+from hawker.policies.small_writer import small_model
+from hawker.policies.strategist import BankTable, Strategist
 from hawker.policies.trained import TrainedStrategy
+from hawker.policies.word_choice import WordChoice
+from hawker.policies.writer import load_causal, load_tokenizer
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision
 from hawker.simulators.small import small_tables
@@ -45,11 +58,64 @@ def _trained() -> TrainedStrategy:
     return TrainedStrategy(actor, BUILDER, {})
 
 
+class _Spoken(Strategy):
+    """A strategist whose shoppers are of two audiences, for which it has one line for each item."""
+
+    def __init__(self) -> None:
+        layout, source = PageLayout(SIZE, lines=2), torch.Generator().manual_seed(7)
+        actor = PageActor(layout, BUILDER, 8, source, line_vectors=np.eye(2, dtype=np.float32))
+        with torch.no_grad():
+            for parameter in actor.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=source))
+        said = [
+            Candidate(item, Brief("headline", audience=audience), f"{word} to {chr(97 + i)} pot")
+            for i, item in enumerate(BUILDER.catalog.item_ids)
+            for audience, word in (("", "Something close"), ("new", "Something new"))
+        ]
+        bank = build_bank(said, lambda items, *_: np.zeros((1, len(items))), Guardrails.load(), "a writer")
+        assert len(bank) == 2 * N_ITEMS
+        told = (bank, BUILDER.catalog.item_ids, ("new", "returning"), (0.0,), "headline", bank.texts("headline"))
+        self._own = Strategist(PageStrategy(actor, BUILDER, ("a", "b"), {}), BankTable.of(*told, torch.device("cpu")))
+        self.name, self.size = self._own.name, self._own.size
+
+    def distribution(self, context: Context[Tensor]) -> SlateDistribution:
+        return self._own.distribution(_told(context))
+
+    def propose(self, context: Context[Tensor], generator: torch.Generator) -> Decision[Tensor]:
+        return self._own.propose(_told(context), generator)
+
+    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor]) -> Tensor:
+        if decision.copy is None:
+            audience = _told(context).shopper[:, -1].long()
+            only = self._own.table.choose(decision.slate, audience, None, torch.Generator())[0]
+            decision = dataclasses.replace(decision, copy=only)
+        return self._own.log_prob(_told(context), decision)
+
+
+def _words() -> WordChoice:
+    texts = [" A B C D E F", *[f"{item} < shoes >, < hats >" for item in BUILDER.catalog.item_ids]] * 9
+    with tempfile.TemporaryDirectory() as scratch:
+        path = small_model(Path(scratch) / "model", texts, seed=3)
+        model, tokenizer = load_causal(path, torch.float32).requires_grad_(False).eval(), load_tokenizer(path)
+    with torch.no_grad():  # or a random model says the same of everything
+        for weight in model.parameters():
+            weight.mul_(8 if weight.ndim == 2 else 1)
+    return WordChoice(model, tokenizer, BUILDER, item_words(small_tables(N_ITEMS)[1], BUILDER.catalog), SIZE)
+
+
+def _told(context: Context[Tensor]) -> Context[Tensor]:
+    """The context with an audience in its last column."""
+    audience = (context.shopper[:, :1] > SHOPPERS[:, :1].median()).float()
+    return dataclasses.replace(context, shopper=torch.cat([context.shopper, audience], 1))
+
+
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "random": lambda: RandomStrategy(SIZE),
     "popularity": lambda: Popularity.fit(LOG, BUILDER.catalog, SIZE),
     "clone": lambda: LoggingClone.fit(LOG, BUILDER.catalog, SIZE),
     "trained": _trained,
+    "strategist": _Spoken,
+    "words": _words,
 }
 
 

@@ -71,3 +71,31 @@ def test_one_candidate_has_nothing_to_say(bundle):
     answer = decide_page_request(bundle, NOW | {"candidates": [item]}, "x", None, why=True)
     assert answer["why"]["slate"] == [None] * bundle.size
     assert np.isfinite(answer["why"]["offer"]["score"])
+
+
+def test_lines_of_a_bank_say_what_it_expects_of_them(served_bank):
+    bundle = PageBundle.load(served_bank / "bundle")
+    known = [*bundle.copy.bank.table["item_id"].unique(), bundle.shop.catalog.item_ids[-1]]
+    plain = decide_page_request(bundle, NOW | {"candidates": known}, "x", 3)
+    answer = decide_page_request(bundle, NOW | {"candidates": known}, "x", 3, why=True)
+    assert {name: value for name, value in answer.items() if name != "why"} == plain
+    why = json.loads(json.dumps(answer["why"], allow_nan=False))
+    assert set(why) == {"unit", "slate", "ad", "ad_slot", "offer", "copy"}
+    assert np.log([said["propensity"] for said in why["copy"]]).sum() == pytest.approx(answer["log_probs"]["copy"])
+    table, off = bundle.copy.bank.table, bundle.copy.discounts[answer["offer"]]
+    assert {said["audience"] for said in why["copy"]} >= {"", "new"}
+    for slot, (item, line, said) in enumerate(zip(answer["slate"], answer["copy"], why["copy"], strict=True)):
+        assert said["sentence"].startswith(f'slot {slot}, "{line}": ')
+        if said["audience"] is None:
+            assert item == known[-1]
+            expected = {"effect": 0.0, "uncertainty": 0.0, "propensity": 1.0, "choices": 0}
+            assert said.items() >= expected.items()
+            continue
+        own = table[(table["item_id"] == item) & (table["audience"] == said["audience"]) & (table["discount"] == off)]
+        assert said["choices"] == len(own) == 3
+        row = own[own["line"] == line].iloc[0]
+        assert (said["effect"], said["uncertainty"]) == (row["effect"], row["uncertainty"])
+        assert f"{row['effect']:+.4f} of reward expected against the template" in said["sentence"]
+        assert said["sentence"].endswith(f"of 3 for {said['audience'] or 'anybody'}")
+    few = decide_page_request(bundle, NOW | {"candidates": known[:2]}, "x", 3, why=True)
+    assert [said is None for said in few["why"]["copy"]] == [item is None for item in few["slate"]]

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawker.shop.audiences import AWAY, MOST_LIKED, STAGES, Audiences, History
+from hawker.shop.catalog import Catalog
 
 ITEMS = pd.DataFrame(
     {"item_id": ["k", "g", "t", "x"], "category": ["kitchen", "garden", "toys", None], "price": [1.0, 2.0, 3.0, 4.0]}
@@ -119,3 +120,21 @@ def test_every_history_has_one_label(people: list[tuple[int, float, int, list[in
 def test_a_shop_without_categories_tells_stages_alone(visits: int):
     history = History(np.array([visits]), np.zeros(1), np.zeros(1, int), np.zeros((1, 0), int), np.zeros((1, 0), int))
     assert Audiences(()).labels[Audiences(()).number(history)[0]] == STAGES[visits]
+
+
+def test_a_catalog_says_what_clicks_on_its_items_tell():
+    catalog = Catalog.from_items(ITEMS.assign(brand=["a", "b", "a", "b"]))
+    assert TWO.liked_of(catalog).tolist() == [0, 1, -1, -1]
+    assert Audiences(("toys", "books")).liked_of(catalog).tolist() == [-1, -1, 0, -1]
+    assert Audiences(()).liked_of(catalog).tolist() == [-1] * 4
+
+
+def test_categories_may_be_numbers():
+    """As a log's labels name them: 7.0 where the column has gaps."""
+    items = ITEMS.assign(category=[7, 7, 3, np.nan])
+    audiences = Audiences.fit(log(("a", 1, 0, 0.0, "k", 1, 0)), items)
+    assert audiences.liked_of(Catalog.from_items(items)).tolist() == [0, 0, -1, -1]
+    whole = ITEMS.assign(category=[7, 7, 3, 4])
+    audiences = Audiences.fit(log(("a", 1, 0, 0.0, "t", 1, 0)), whole)
+    assert audiences.labels[1] == "new, likes 3"
+    assert audiences.liked_of(Catalog.from_items(whole)).tolist() == [-1, -1, 0, -1]

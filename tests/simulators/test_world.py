@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
+from hawker.shop.audiences import Audiences
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.reward import RewardSpec
+from hawker.simulators.audience_world import AudienceWorld
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.reader import ReadWorld
 from hawker.simulators.retrieval import RetrievingWorld
@@ -22,6 +24,9 @@ WORLDS = {
     "lasting judge": lambda fixture: fixture("regulars")[1].world("judge"),
     "read": lambda fixture: read(fixture("regulars")[1].world("train")),
     "retrieving": lambda fixture: RetrievingWorld(fixture("regulars")[1].world("train")),
+    "audiences": lambda fixture: AudienceWorld(
+        read(fixture("regulars")[1].world("judge")), Audiences(("hats", "shoes"))
+    ),
     "reading and retrieving": lambda fixture: RetrievingWorld(read(fixture("regulars")[1].world("judge"))),
 }
 
