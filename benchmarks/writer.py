@@ -3,7 +3,8 @@
 The writer is tuned on the copy of a bazaar's log, then optimised against shoppers fitted to that log. Both are judged
 in the bazaar itself, on items that the log knows and on items launched after it, beside the best of four lines by the
 first writer as the same learned shoppers rank them. What is written must remain copy: fluent, varied, no echo of its
-brief, within the guardrails; and it must not pay for clicks with shoppers who stay away.
+brief, within the guardrails; and it must not pay for clicks with shoppers who stay away. Along its optimisation, what
+the shoppers promise is held against gold; and two brand voices are to be told apart by what it says in them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig
 from hawker.agents.writer_data import Assignment, draw_assignments, item_brief, logged_lines, tier_discounts
 from hawker.agents.writer_grpo import grpo
 from hawker.agents.writer_sft import sft
-from hawker.benchmarks.copy_judgement import Moments, gold_moments, live_with, true_effect
+from hawker.agents.writer_training import Stage
+from hawker.benchmarks.copy_judgement import gold_moments, live_with
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.hostile import hostile_briefs, hostile_items, obeyed
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.writer_copy import distinct_bigrams, echoes, fluency, ship
+from hawker.benchmarks.writer_curve import Quarters, along, quarter
 from hawker.benchmarks.writer_plain import plain_rate
 from hawker.benchmarks.writer_prefs import hidden_rule
+from hawker.benchmarks.writer_shop import Listened, Shop, asked
+from hawker.benchmarks.writer_voice import accuracy, tell_apart, voice_lines
 from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Writer
@@ -68,6 +73,8 @@ class WriterConfig:
         judged: Those that it is judged on, half of them items that came after the log.
         deep: Of those, for how many gold's best of ``samples`` lines is looked for.
         samples: Lines drawn for it.
+        curved: Of those judged, how many the writer is judged on at quarters of its optimisation.
+        voiced: Items that are written for in two voices, two lines in each.
         diverse: Lines that diversity and fluency are measured on.
         shipped: Lines of the optimised writer that are held against the guardrails once more.
         lived: Lines for each audience that shoppers live with.
@@ -92,6 +99,8 @@ class WriterConfig:
     judged: int = 120
     deep: int = 12
     samples: int = 64
+    curved: int = 40
+    voiced: int = 30
     diverse: int = 1_000
     shipped: int = 3_334
     lived: int = 4
@@ -114,6 +123,8 @@ QUICK = WriterConfig(
     judged=4,
     deep=2,
     samples=4,
+    curved=2,
+    voiced=2,
     diverse=8,
     shipped=8,
     lived=1,
@@ -160,60 +171,6 @@ def bench_writer(
     return checked
 
 
-class _Listened:
-    """The learned shoppers as GRPO asks them; keeps every batch, for gold to judge afterwards.
-
-    Args:
-        reward: What answers.
-        seed: Draws clicks instead of expecting them; None for what is expected.
-    """
-
-    def __init__(self, reward: CopyReward, seed: int | None = None) -> None:
-        self._reward, self._generator = reward, None if seed is None else np.random.default_rng(seed)
-        self.batches: list[tuple[tuple[Sequence[Any], ...], Floats]] = []
-
-    def __call__(self, *asked: Sequence[Any]) -> dict[str, Floats]:
-        answers = self._reward(*asked)
-        self.batches.append((asked, answers["click"]))
-        if self._generator is None:
-            return answers
-        drawn = (self._generator.random(len(answers["click"])) < answers["click"]).astype(float)
-        gain = drawn - answers["click"]
-        return answers | {"total": answers["total"] + self._reward.spec.click * gain}
-
-
-@dataclass(frozen=True)
-class _Shop:
-    """What a seed's writers are judged with."""
-
-    world: BazaarWorld
-    moments: Moments
-    discounts: tuple[float, ...]
-    guardrails: Guardrails
-    reward: CopyReward
-
-    def gold(self, given: Sequence[Assignment], lines: Sequence[Sequence[str]]) -> Floats:
-        """Return the true P(click) of lines for some assignments, equally many each, shape (n, count)."""
-        flat = [each for each, some in zip(given, lines, strict=True) for _ in some]
-        texts = [line for some in lines for line in some]
-        return self._gold(
-            [each.item_id for each in flat],
-            [each.brief.audience for each in flat],
-            [each.brief.discount for each in flat],
-            texts,
-        ).reshape(len(given), -1)
-
-    def _gold(
-        self, items: Sequence[str], audiences: Sequence[str], discounts: Sequence[float], texts: Sequence[str]
-    ) -> Floats:
-        tiers = [int(np.abs(np.array(self.discounts) - discount).argmin()) for discount in discounts]
-        return true_effect(self.world, texts, items, audiences, self.moments, tiers=tiers, contexts=64).click
-
-    def curve(self, batches: Sequence[tuple[tuple[Sequence[Any], ...], Floats]]) -> list[tuple[float, float]]:
-        """Return the mean of the proxy's and of gold's P(click) of each batch."""
-        return [(float(proxy.mean()), float(self._gold(*asked).mean())) for asked, proxy in batches]
-
-
 def _one_seed(
     world: BazaarWorld, config: WriterConfig, seed: int, run: Run, told: Told, *, ablations: bool
 ) -> dict[str, Any]:
@@ -225,7 +182,7 @@ def _one_seed(
     reward = CopyReward(fitted, rows, table, config.reward, discounts=discounts, seed=seed)
     label = list(reward.audiences.label(rows, table))
     moments = gold_moments(world, reward.audiences, config.shoppers // 2, config.days, fresh(seed, 21))
-    shop = _Shop(world, moments, discounts, Guardrails.load(), reward)
+    shop = Shop(world, moments, discounts, Guardrails.load(), reward)
     device = resolve_device(config.grpo.device)
     lines = logged_lines(rows, table, config.surface, label)
     first_path, _ = sft(
@@ -255,18 +212,12 @@ def _one_seed(
             "sampled clicks": (reward, config.grpo, seed),
         }
     found["sft"] = _measured(before, base, world, config)
-    for name, (answers, settings, drawn) in specs.items():
-        listened, where = _Listened(answers, drawn), Run(run.path / name.replace(" ", "-"))
+    for name, (answers, tune, drawn) in specs.items():
+        listened, where = Listened(answers, drawn), Run(run.path / name.replace(" ", "-"))
+        settings = replace(tune, seed=seed, checkpoint_every=quarter(tune))
+        watch = Quarters(Stage(where, "grpo"), settings, _steps(told, name))
         path, report = grpo(
-            where,
-            str(first_path),
-            given,
-            listened,
-            shop.guardrails,
-            replace(settings, seed=seed),
-            True,
-            _steps(told, name),
-            base=config.model,
+            where, str(first_path), given, listened, shop.guardrails, settings, True, watch, base=config.model
         )
         writer = Writer.load(str(path), device)
         after = _written(writer, shop, config, judged, max(config.shipped, config.diverse), seed)
@@ -274,13 +225,21 @@ def _one_seed(
         found[name] |= {"curve": shop.curve(listened.batches), "kl": [entry.get("kl") for entry in report["history"]]}
         found[name]["share"] = report["reward_seconds"] / max(report["seconds"], 1e-9)
         later = report["history"][1:] or report["history"]  # the first step warms up
-        tokens = settings.batch * sum(entry["completions/mean_length"] for entry in later)
+        tokens = tune.batch * sum(entry["completions/mean_length"] for entry in later)
         found[name]["rate"] = tokens / max(sum(entry["seconds/step"] for entry in later), 1e-9)
         found[name]["d7_change"] = _lives(writer, shop, config, seed) - before_lives
         told(f"{name}: gold CTR {found[name]['ctr']:.4f}, first writer {found['sft']['ctr']:.4f}")
         if name == "grpo":
             found["hostile"] = _followed(writer, shop, config)
             found["samples"] = _samples(judged, before, after)
+            places = _evenly(config.curved, len(judged))
+            ends = ([before.lines[i] for i in places], [after.lines[i] for i in places])
+            some, history = [judged[i] for i in places], report["history"]
+            found["points"] = along(str(first_path), watch.kept(), shop, some, ends, history, fresh(seed, 29), device)
+            spoken = [judged[i].brief for i in _evenly(config.voiced, len(judged))]
+            for who, speaker in (("grpo", writer), ("untouched", base)):
+                said = voice_lines(speaker, shop.guardrails, spoken, 2, fresh(seed, 30))
+                found["voice"] = found.get("voice", {}) | {who: tell_apart(spoken, said, seed)}
     found["plain_rate"] = plain_rate(str(first_path), given, replace(config.grpo, steps=min(config.grpo.steps, 3)))
     if seed == config.seeds[0] and config.preferences:
         briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
@@ -303,7 +262,7 @@ class _Written:
 
 
 def _written(
-    writer: Writer, shop: _Shop, config: WriterConfig, judged: list[Assignment], lines: int, seed: int
+    writer: Writer, shop: Shop, config: WriterConfig, judged: list[Assignment], lines: int, seed: int
 ) -> _Written:
     briefs = [each.brief for each in judged]
     said = ship(writer, shop.guardrails, briefs, max(FOUR, -(-lines // len(judged))), fresh(seed, 24))
@@ -332,28 +291,28 @@ def _measured(written: _Written, base: Writer, world: BazaarWorld, config: Write
     }
 
 
-def _best_of(shop: _Shop, judged: list[Assignment], written: _Written) -> Floats:
+def _best_of(shop: Shop, judged: list[Assignment], written: _Written) -> Floats:
     """Return the true P(click) of the line of four that the proxy likes best, shape (n,)."""
-    flat = [each for each in judged for _ in range(FOUR)]
-    total = shop.reward(
-        [each.item_id for each in flat],
-        [each.brief.audience for each in flat],
-        [each.brief.discount for each in flat],
-        [line for lines in written.lines for line in lines[:FOUR]],
-    )["total"].reshape(-1, FOUR)
+    total = shop.reward(*asked(judged, [lines[:FOUR] for lines in written.lines]))["total"].reshape(-1, FOUR)
     chosen: Floats = np.take_along_axis(written.gold, total.argmax(1)[:, None], 1)[:, 0]
     return chosen
 
 
-def _deep(first: Writer, shop: _Shop, config: WriterConfig, judged: list[Assignment], seed: int) -> dict[str, Any]:
+def _evenly(count: int, of: int) -> list[int]:
+    """Return places spread over a list, from its first to its last."""
+    places: list[int] = np.linspace(0, of - 1, min(count, of)).round().astype(int).tolist()
+    return places
+
+
+def _deep(first: Writer, shop: Shop, config: WriterConfig, judged: list[Assignment], seed: int) -> dict[str, Any]:
     """Return which briefs were looked at closely, and the true P(click) of the best of many lines for each."""
-    places = np.linspace(0, len(judged) - 1, config.deep).round().astype(int)
+    places = _evenly(config.deep, len(judged))
     some = [judged[i] for i in places]
     many = ship(first, shop.guardrails, [each.brief for each in some], config.samples, fresh(seed, 26))
-    return {"places": places.tolist(), "best": shop.gold(some, many.lines).max(1).tolist()}
+    return {"places": places, "best": shop.gold(some, many.lines).max(1).tolist()}
 
 
-def _lives(writer: Writer, shop: _Shop, config: WriterConfig, seed: int) -> float:
+def _lives(writer: Writer, shop: Shop, config: WriterConfig, seed: int) -> float:
     """Return the share of visits followed by another within 7 days, of shoppers who see the writer's lines alone."""
     table = shop.world.items.table[shop.world.items.launched]
     labels = [name for name in shop.reward.audiences.labels if name in shop.reward.labels]
@@ -365,7 +324,7 @@ def _lives(writer: Writer, shop: _Shop, config: WriterConfig, seed: int) -> floa
     return live_with(shop.world, lines, shop.reward.audiences, config.followed, config.horizon, fresh(seed, 28)).d7
 
 
-def _followed(writer: Writer, shop: _Shop, config: WriterConfig) -> int:
+def _followed(writer: Writer, shop: Shop, config: WriterConfig) -> int:
     """Return how many of the lines for hostile items follow them, or break a guardrail."""
     items = hostile_items(n=config.hostile)
     briefs = hostile_briefs(items, config.surface)
@@ -442,6 +401,10 @@ def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
         "writer.tokens_ratio_plain_trl": over_seeds([d["grpo"]["rate"] / d["plain_rate"] for d in details], "ratio"),
         "hostile.followed": total([d["hostile"] for d in details], "lines", n),
     }
+    for who, key in (("grpo", ""), ("untouched", "_untouched")):
+        heard = [d["voice"][who] for d in details]
+        figures[f"writer.voice_accuracy{key}"] = accuracy(heard)
+        figures[f"writer.voice_copied{key}"] = over_seeds([one["copied"] for one in heard], "share of lines")
     if taught := details[0].get("preferences"):
         figures["prefs.reward_accuracy"] = figure(taught["accuracy"], None, None, 1, "share of unseen pairs")
         figures["prefs.dpo_gain"] = figure(taught["after"] - taught["before"], None, None, 1, "difference of shares")

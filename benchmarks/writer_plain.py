@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hawker.agents.writer_config import GrpoConfig
 from hawker.agents.writer_data import Assignment
@@ -53,6 +53,7 @@ def plain_rate(model: str, assignments: Sequence[Assignment], config: GrpoConfig
             peft_config=adapter(config.rank),
             callbacks=[clock],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = clock.ends[-1] - clock.ends[0]

@@ -1,7 +1,8 @@
 """Briefs: what the writer is told about an item, its offer and its readers, and the prompts made of them.
 
 All words of a prompt stand in ``data/prompts.yaml``. Catalogue text is data: it is delimited and capped, and cannot
-forge a delimiter, a line of the prompt or a special token of a tokenizer.
+forge a delimiter, a line of the prompt or a special token of a tokenizer. Neither can a line in the shop's voice, which
+is delimited by the turns of a conversation.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Brief:
         price: Currency, at least 0; None where unknown.
         discount: Share of the price taken off, 0..1; 0 is no offer.
         audience: Label of a segment of shoppers; "" for anybody.
-        voice: Example lines in the shop's voice.
+        voice: Lines in the shop's voice, which the writer is shown as answers it gave before.
 
     Raises:
         InputError: An unknown surface, or a price or discount out of range.
@@ -111,25 +112,45 @@ def data(text: str, longest: int) -> str:
 
 
 def messages(brief: Brief) -> list[dict[str, str]]:
-    """Return the chat messages of a brief: one of the system, one of the user; each a dict of role and content."""
-    return [{"role": "system", "content": TEMPLATE["system"]}, {"role": "user", "content": _asked(brief)}]
+    """Return the chat messages of a brief, each a dict of role and content: one of the system, one of the user.
+
+    Between them stands a turn of the user and one of the assistant for each line in the shop's voice: small models take
+    a voice from what they said before, and hardly from a list of lines.
+    """
+    said = [
+        {"role": role, "content": content}
+        for line in _voice(brief)
+        for role, content in (("user", _example(brief)), ("assistant", line))
+    ]
+    return [{"role": "system", "content": TEMPLATE["system"]}, *said, {"role": "user", "content": _asked(brief)}]
 
 
 def plain_prompt(brief: Brief) -> str:
     """Return the prompt for a tokenizer without a chat template: the copy goes on where it ends."""
-    return f"{TEMPLATE['system']}\n\n{_asked(brief)}\nCopy:"
+    said = "".join(f"{_example(brief)}\nCopy: {line}\n\n" for line in _voice(brief))
+    return f"{TEMPLATE['system']}\n\n{said}{_asked(brief)}\nCopy:"
 
 
 def _asked(brief: Brief) -> str:
-    surface = SURFACES[brief.surface]
     fields = {name: _delimited(name, getattr(brief, name)) for name in ("title", "category", "description", "audience")}
     fields["price"] = "" if brief.price is None else f"{brief.price:.2f}"
     fields["offer"] = TEMPLATE["offer"].format(percent=brief.percent) if brief.percent else TEMPLATE["no_offer"]
-    voice = [_delimited("voice", line) for line in brief.voice[: TEMPLATE["most_voice"]]]
-    fields["voice"] = " ".join(filter(None, voice))
     facts = [line.format(**fields) for line in TEMPLATE["facts"] if fields[line.partition("{")[2].partition("}")[0]]]
-    ask = TEMPLATE["ask"].format(instruction=surface.instruction, longest=surface.longest)
-    return "\n".join([*facts, ask])
+    return "\n".join([*facts, _ask(brief)])
+
+
+def _example(brief: Brief) -> str:
+    return f"{TEMPLATE['example']}\n{_ask(brief)}"
+
+
+def _ask(brief: Brief) -> str:
+    surface = SURFACES[brief.surface]
+    return str(TEMPLATE["ask"].format(instruction=surface.instruction, longest=surface.longest))
+
+
+def _voice(brief: Brief) -> list[str]:
+    lines = [data(line, TEMPLATE["longest"]["voice"]) for line in brief.voice[: TEMPLATE["most_voice"]]]
+    return [line for line in lines if line]
 
 
 def _delimited(name: str, text: str) -> str:

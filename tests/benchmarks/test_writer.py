@@ -3,14 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from hawker.benchmarks import writer
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.fidelity_artefacts import Fit
-from hawker.benchmarks.writer import QUICK, _figures, _Listened, bench_writer
+from hawker.benchmarks.writer import QUICK, _figures, bench_writer
 from hawker.policies.small_writer import small_model
 from hawker.shop.artefacts import write_directory
 from hawker.shop.context import Context, ContextBuilder
@@ -18,7 +17,6 @@ from hawker.shop.errors import InputError
 from hawker.shop.language import HashedEncoder
 from hawker.shop.lines import Lines
 from hawker.shop.logs import read_logs
-from hawker.shop.reward import RewardSpec
 from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.config import FitConfig
@@ -45,6 +43,10 @@ def detail(shift: float) -> dict:
         "deep": {"places": [0, 2], "best": [0.2, 0.25]},
         "hostile": 2,
         "plain_rate": 100.0,
+        "voice": {
+            "grpo": {"right": [[2, 2], [1, 1]], "of": [[2, 2], [2, 2]], "copied": 0.1},
+            "untouched": {"right": [[1, 1], [1, 1]], "of": [[2, 2], [2, 2]], "copied": 0.0},
+        },
         "preferences": {"accuracy": 0.9, "before": 0.2, "after": 0.7},
     }
 
@@ -65,26 +67,15 @@ def test_figures_by_hand():
     assert figures["writer.reward_share_of_step"] == pytest.approx(0.04)
     assert figures["writer.tokens_ratio_plain_trl"] == pytest.approx(0.95)
     assert figures["hostile.followed"] == 4
+    assert figures["writer.voice_accuracy"] == pytest.approx(0.75)
+    assert figures["writer.voice_copied"] == pytest.approx(0.1)
+    assert figures["writer.voice_accuracy_untouched"] == pytest.approx(0.5)
+    assert figures["writer.voice_copied_untouched"] == 0
     assert figures["prefs.reward_accuracy"] == 0.9
     assert figures["prefs.dpo_gain"] == pytest.approx(0.5)
     assert figures["ablation.no_kl.gold_ctr_lift"] == pytest.approx(-0.1)
     assert "ablation.no_pessimism.gold_ctr_lift" not in figures
     assert _figures([detail(0.0), detail(0.01)])["writer.gold_ctr_lift"]["low"] < 0.1
-
-
-def test_clicks_drawn_instead_of_expected():
-    class Answers:
-        spec = RewardSpec(click=2.0)
-
-        def __call__(self, *_: object) -> dict[str, np.ndarray]:
-            return {"click": np.full(4000, 0.3), "total": np.full(4000, 1.0)}
-
-    expected, drawn = _Listened(Answers()), _Listened(Answers(), 3)
-    assert (expected([], [], [], [])["total"] == 1.0).all()
-    total = drawn([], [], [], [])["total"]
-    assert set(np.round(total, 6)) == {0.4, 2.4}
-    assert total.mean() == pytest.approx(1.0, abs=0.06)
-    assert len(drawn.batches) == 1
 
 
 def test_no_seeds_are_refused():
@@ -147,4 +138,9 @@ def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert {f"ablation.{name}.gold_ctr_lift" for name in ("no_pessimism", "no_kl", "sampled_clicks")} <= set(figures)
     assert len(report["samples"]) == QUICK.judged
     assert len(report["details"][0]["grpo"]["curve"]) >= QUICK.grpo.steps
+    points = report["details"][0]["points"]
+    assert [point["step"] for point in points] == [0, 1, 2]
+    assert points[0]["kl"] == 0
+    assert all({"proxy", "proxy_click", "gold", "gold_click"} < set(point) for point in points)
+    assert figures["writer.voice_accuracy"]["n"] > 0
     assert any(line.startswith("grpo: gold CTR") for line in told)
