@@ -279,7 +279,7 @@ def _with_adapter(model: Any, config: WordsConfig) -> Any:
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are on their way out
-        torch.manual_seed(config.seed)
+        torch.random.set_rng_state(torch.Generator().manual_seed(config.seed).get_state())  # of the adapter
         return get_peft_model(model, adapter(config.rank)).eval()
 
 
