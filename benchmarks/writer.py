@@ -94,7 +94,7 @@ class WriterConfig:
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, return_visit=2.0, disagreement=0.5))
     sft: SftConfig = field(default_factory=lambda: SftConfig(steps=60, batch=8, learning_rate=5e-4))
-    grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=60, rows=16))
+    grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=100, rows=16, learning_rate=5e-4, beta=0.1))
     assignments: int = 400
     judged: int = 120
     deep: int = 12

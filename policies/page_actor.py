@@ -337,3 +337,25 @@ class LikeliestPages(Strategy):
         """Return one page per context, whose probability is 1."""
         page = self.trained.pages(context, ad_mask).mode()
         return page.decision(context, torch.zeros(len(context.mask), device=context.mask.device))
+
+    def log_prob(self, context: Context[Tensor], decision: Decision[Tensor], ad_mask: Tensor | None = None) -> Tensor:
+        """Return 0 for the pages that are shown and minus infinity for all others, shape (B,)."""
+        shown = self.trained.pages(context, ad_mask).mode()
+        return sum_of(certain(PageChoice.of(context, decision), shown))
+
+
+def certain(page: PageChoice, shown: PageChoice) -> dict[str, Tensor]:
+    """Return the log-probability of each part of pages, (B,) each, where others are shown for certain."""
+    assert page.slate is not None
+    assert shown.slate is not None
+    same = {"slate": (page.slate == shown.slate).all(1)}
+    if page.ad is not None and page.slot is not None and shown.ad is not None and shown.slot is not None:
+        same["ad"] = (page.ad == shown.ad) & (page.slot == shown.slot)
+    if page.offer is not None and shown.offer is not None:
+        same["offer"] = page.offer == shown.offer
+    if page.lines is not None and shown.lines is not None:
+        same["copy"] = (page.lines == shown.lines).all(1)
+    return {
+        name: torch.zeros(len(is_so), device=is_so.device).masked_fill_(~is_so, -torch.inf)
+        for name, is_so in same.items()
+    }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hawker.policies.copy_bank import DECIMALS, CopyBank
 from hawker.policies.page import PageChoice, PageDistribution, sum_of
-from hawker.policies.page_actor import DrawnPages, LikeliestPages
+from hawker.policies.page_actor import DrawnPages, LikeliestPages, certain
 from hawker.policies.protocol import SlateDistribution, Strategy, slate_of
 from hawker.shop.context import Context
 from hawker.shop.decision import EMPTY, Decision
@@ -174,7 +174,7 @@ class Strategist(Strategy):
         drawn = self._drawn(context, ad_mask)
         if isinstance(self.pages, LikeliestPages):
             page = drawn.mode()
-            log_probs = _certain(page, page)
+            log_probs = certain(page, page)
         else:
             page = drawn.sample(generator)
             log_probs = drawn.log_probs(page)
@@ -189,8 +189,8 @@ class Strategist(Strategy):
         assert decision.copy is not None, "a strategist's pages say something"
         context, audience = audience_of(context)
         page, drawn = PageChoice.of(context, decision), self._drawn(context, ad_mask)
-        certain = isinstance(self.pages, LikeliestPages)
-        log_probs = _certain(page, drawn.mode()) if certain else drawn.log_probs(page)
+        likeliest = isinstance(self.pages, LikeliestPages)
+        log_probs = certain(page, drawn.mode()) if likeliest else drawn.log_probs(page)
         each = self.table.log_prob(decision.slate, audience, decision.offer, decision.copy)
         return sum_of(log_probs | {"copy": each.sum(1)})
 
@@ -198,18 +198,3 @@ class Strategist(Strategy):
         """Return what all but the lines is drawn from, or the likeliest of."""
         pages = self.pages.trained if isinstance(self.pages, LikeliestPages) else self.pages
         return pages.pages(context, ad_mask).without_copy()
-
-
-def _certain(page: PageChoice, shown: PageChoice) -> dict[str, Tensor]:
-    """Return the log-probability of each part, (B,) each, where one page is shown for certain."""
-    assert page.slate is not None
-    assert shown.slate is not None
-    same = {"slate": (page.slate == shown.slate).all(1)}
-    if page.ad is not None and page.slot is not None and shown.ad is not None and shown.slot is not None:
-        same["ad"] = (page.ad == shown.ad) & (page.slot == shown.slot)
-    if page.offer is not None and shown.offer is not None:
-        same["offer"] = page.offer == shown.offer
-    return {
-        name: torch.zeros(len(is_so), device=is_so.device).masked_fill_(~is_so, -torch.inf)
-        for name, is_so in same.items()
-    }

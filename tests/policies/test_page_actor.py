@@ -185,6 +185,13 @@ def test_the_likeliest_page_is_shown_for_certain(strategy: PageStrategy):
     assert (always.propose(context, generator(), closed).ad == EMPTY).all()
     slates = always.distribution(context)
     torch.testing.assert_close(slates.mode(), strategy.distribution(context).mode())
+    assert (decision.ad != EMPTY).any()
+    assert (always.log_prob(context, decision) == 0).all()
+    for part in ("slate", "ad", "offer", "copy"):
+        other = strategy.propose(context, generator(3))
+        changed = dataclasses.replace(decision, **{part: getattr(other, part)})
+        differs = (getattr(changed, part) != getattr(decision, part)).reshape(len(context.mask), -1).any(1)
+        assert (always.log_prob(context, changed)[differs] == -torch.inf).all(), part
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, PageLayout(3), PageLayout(3, ad=True), PageLayout(2, lines=4)], ids=repr)
