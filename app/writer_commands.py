@@ -291,7 +291,7 @@ class WriterWrite(_Writing):
 
 @dataclass(frozen=True)
 class WriterBank(_Writing):
-    """Fill the copy bank that a strategist's lines come from: write, keep what the rules allow, score, store.
+    """Fill the copy bank of a strategist: write lines, keep what the rules allow, score and store them.
 
     Lines are written for items, audiences and every discount of the log's offers, and scored by the run's shoppers in
     units of the reward that its policy earns. Writes RUN/writer/bank.
