@@ -234,7 +234,7 @@ class BenchWriter:
 
 @dataclass(frozen=True)
 class BenchStrategist:
-    """Train pages and the words on them in turn, and see in gold if the words of a language model earn their place.
+    """Train pages and a language model's words on them in turn, and see in gold what the words earn.
 
     Args:
         model: The language model: a fetched name, a directory or a hub id.
