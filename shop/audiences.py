@@ -110,7 +110,7 @@ class Audiences:
         liking = np.zeros(len(stage), np.int64)
         if self.liked:
             most = history.clicks == history.clicks.max(1, keepdims=True)
-            latest = np.where(most, history.latest, np.iinfo(np.int64).min).argmax(1)
+            latest = np.where(most, history.latest.astype(np.int64), np.iinfo(np.int64).min).argmax(1)
             liking = np.where(history.clicks.max(1) >= LEAST_CLICKS, latest + 1, 0)
         numbers: Ints = stage * (1 + len(self.liked)) + liking
         return numbers

@@ -116,6 +116,13 @@ def test_every_history_has_one_label(people: list[tuple[int, float, int, list[in
         assert ("likes" in label) == (max(clicked) >= 2)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.int64])
+def test_of_categories_clicked_as_often_the_latest_is_liked_whatever_the_numbers_are_kept_in(kind: type):
+    counted = np.array([[2, 2], [2, 2], [3, 2], [2, 3]], kind), np.array([[5, 9], [9, 5], [1, 9], [1, 0]], kind)
+    numbers = TWO.number(History(np.ones(4, int), np.zeros(4), np.zeros(4, int), *counted))
+    assert [TWO.labels[number] for number in numbers] == [f"returning, likes {TWO.liked[i]}" for i in (1, 0, 0, 1)]
+
+
 @pytest.mark.parametrize("visits", [0, 1])
 def test_a_shop_without_categories_tells_stages_alone(visits: int):
     history = History(np.array([visits]), np.zeros(1), np.zeros(1, int), np.zeros((1, 0), int), np.zeros((1, 0), int))
