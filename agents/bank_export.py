@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hawker.agents.writer_data import tier_discounts
+from hawker.agents.writer_data import discount_of_tiers
 from hawker.policies.copy_bank import CopyBank
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.page_actor import PageStrategy
@@ -58,8 +58,8 @@ def page_copy(bank: CopyBank, shoppers: FittedShoppers) -> PageCopy:
     """
     impressions, items = shoppers.read_part("train"), read_logs(shoppers.logs).items
     assert items is not None  # or shoppers could not have been fitted
-    known = tier_discounts(impressions, items)
-    discounts = [known.get(tier, 0.0) for tier in range(shoppers.ensembles["train"].models[0].recorded.offers or 1)]
+    tiers = shoppers.ensembles["train"].models[0].recorded.offers or 1
+    discounts = discount_of_tiers(impressions, items, tiers)
     lines = () if shoppers.lines is None else shoppers.lines.texts
     return PageCopy(bank, SURFACE, Audiences.fit(impressions, items), discounts, shoppers.builder.catalog, lines)
 

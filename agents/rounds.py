@@ -30,7 +30,7 @@ from hawker.agents.shown import assignments_of, drawn_places, most_shown, shown_
 from hawker.agents.spoken_world import SpokenWorld
 from hawker.agents.train import Course, check_training, learn, whole_pages
 from hawker.agents.writer_config import check
-from hawker.agents.writer_data import tier_discounts
+from hawker.agents.writer_data import discount_of_tiers
 from hawker.agents.writer_grpo import grpo
 from hawker.agents.writer_prefs import PreferenceModel
 from hawker.agents.writer_training import Stage
@@ -43,7 +43,7 @@ from hawker.policies.page_actor import LikeliestPages, PageStrategy
 from hawker.policies.protocol import Strategy
 from hawker.policies.strategist import BankTable, Strategist
 from hawker.policies.writer import Writer
-from hawker.shop.artefacts import CHECKSUMS, find_directory, read_json, sha256, write_directory, write_json
+from hawker.shop.artefacts import CHECKSUMS, copy_directory, find_directory, read_json, sha256, write_json
 from hawker.shop.config import to_dict
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
@@ -149,8 +149,8 @@ class _Shop:
         self._rules, self._guardrails = rules_of(config), Guardrails.load()
         impressions, items = self.shoppers.read_part("train"), read_logs(self.shoppers.logs).items
         assert items is not None  # or shoppers could not have been fitted
-        self._items, known = items, tier_discounts(impressions, items)
-        self._discounts = tuple(known.get(tier, 0.0) for tier in range(self.shoppers.world("train").offers))
+        self._items = items
+        self._discounts = discount_of_tiers(impressions, items, self.shoppers.world("train").offers)
         self._reward = CopyReward(
             self.shoppers, impressions, items, config.reward, discounts=self._discounts, seed=rounds.writing.seed
         )
@@ -340,8 +340,7 @@ def _keep(run: Run, best: Run) -> None:
     places = [(best.policy, "policy", run.policy), (best.bank, "copy bank", run.bank)]
     places.append((Stage(best, "grpo").out, "language model", Stage(run, "grpo").out))
     for source, kind, destination in places:
-        with write_directory(destination, kind) as scratch:
-            shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUMS))
+        copy_directory(source, destination, kind)
 
 
 def _require_same(found: dict[str, Any], plan: dict[str, Any], home: Path) -> None:

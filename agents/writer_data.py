@@ -105,6 +105,12 @@ def tier_discounts(impressions: pd.DataFrame, items: pd.DataFrame) -> dict[int, 
     return discounts
 
 
+def discount_of_tiers(impressions: pd.DataFrame, items: pd.DataFrame, tiers: int) -> tuple[float, ...]:
+    """Return ``tier_discounts`` of the tiers 0 to ``tiers`` - 1 in their order; 0 of one that the log does not show."""
+    known = tier_discounts(impressions, items)
+    return tuple(known.get(tier, 0.0) for tier in range(tiers))
+
+
 def expected_clicks(impressions: pd.DataFrame, prior: float) -> npt.NDArray[np.float64]:
     """Return P(click) of each impression were its line an average one, shape (n,).
 

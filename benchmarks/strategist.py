@@ -7,7 +7,6 @@ learned from logs; new shoppers of the gold world, the same for every arm, say w
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from hawker.agents.page_world import read, rules_of
 from hawker.agents.rounds import co_train
 from hawker.agents.shown import assignments_of, most_shown, shown_places
 from hawker.agents.writer_config import GrpoConfig, SftConfig
-from hawker.agents.writer_data import logged_lines, tier_discounts
+from hawker.agents.writer_data import discount_of_tiers, logged_lines
 from hawker.agents.writer_sft import sft
 from hawker.agents.writer_training import Stage
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
@@ -38,7 +37,7 @@ from hawker.policies.guardrails import Guardrails
 from hawker.policies.page_actor import LikeliestPages, PageStrategy
 from hawker.policies.strategist import BankTable, Strategist
 from hawker.policies.writer import Writer
-from hawker.shop.artefacts import find_directory
+from hawker.shop.artefacts import copy_directory, find_directory
 from hawker.shop.figures import Figure
 from hawker.shop.logs import read_logs
 from hawker.shop.run import Run
@@ -143,11 +142,11 @@ def _one_seed(world: BazaarWorld, config: StrategistConfig, seed: int, run: Run,
     logs = cached_logs(world, config.shoppers, config.days, seed, told)
     made = cached_fit(logs, replace(config.fit, seed=seed), told).shoppers
     if not find_directory(run.shoppers).is_dir():
-        shutil.copytree(made, run.shoppers)
+        copy_directory(made, run.shoppers, "shoppers")
     fitted, guardrails = load_shoppers(run.shoppers, _CPU), Guardrails.load()
     items, rows = read_logs(logs).items, fitted.read_part("train")
     assert items is not None
-    discounts = tuple(tier_discounts(rows, items).values())
+    discounts = discount_of_tiers(rows, items, fitted.world("train").offers)
     train = replace(config.train, seed=seed)
     plain = replace(train.reward.plain, response="expected")
     reward = CopyReward(fitted, rows, items, plain, discounts=discounts, seed=seed)

@@ -56,6 +56,12 @@ def write_directory(destination: Path, kind: str) -> Iterator[Path]:
         _replace(scratch, destination)
 
 
+def copy_directory(source: Path, destination: Path, kind: str) -> None:
+    """Copy an artefact to where another of its kind may stand; errors are those of ``write_directory``."""
+    with write_directory(destination, kind) as scratch:
+        shutil.copytree(source, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUMS))
+
+
 @contextlib.contextmanager
 def scratch_directory(beside: Path) -> Iterator[Path]:
     """Yield an empty directory beside a path that is removed when the block ends, and swept when this one is killed.

@@ -8,6 +8,7 @@ import pytest
 
 from hawker.shop.artefacts import (
     CHECKSUMS,
+    copy_directory,
     find_directory,
     read_json,
     sha256,
@@ -300,3 +301,15 @@ def test_a_file_that_is_not_json(tmp_path: Path, data: bytes | None, message: st
         (tmp_path / "value.json").write_bytes(data)
     with pytest.raises(InputError, match=message):
         read_json(tmp_path / "value.json")
+
+
+def test_a_copy_is_the_artefact_and_takes_the_place_of_one_of_its_kind_alone(tmp_path: Path):
+    for name, kind in (("one", "policy"), ("two", "policy"), ("other", "bundle")):
+        with write_directory(tmp_path / name, kind) as scratch:
+            (scratch / "inner").mkdir()
+            (scratch / "inner" / "file").write_text(name)
+    copy_directory(tmp_path / "one", tmp_path / "two", "policy")
+    assert (verify_directory(tmp_path / "two", "policy") / "inner" / "file").read_text() == "one"
+    with pytest.raises(InputError):
+        copy_directory(tmp_path / "one", tmp_path / "other", "policy")
+    assert (tmp_path / "other" / "inner" / "file").read_text() == "other"
