@@ -11,6 +11,7 @@ import pytest
 from hawker.agents.writer_data import (
     LoggedLine,
     Pair,
+    discount_of_tiers,
     draw_assignments,
     draw_lines,
     expected_clicks,
@@ -47,6 +48,7 @@ def test_tier_discounts():
     )
     assert tier_discounts(rows, ITEMS) == {0: 0.0, 1: 0.05, 2: 0.15, 3: 0.0}  # the median of two; no price, no share
     assert tier_discounts(rows[["item_id"]], ITEMS) == {0: 0.0}
+    assert discount_of_tiers(rows[rows["offer"] != 1], ITEMS, 5) == (0.0, 0.0, 0.15, 0.0, 0.0)  # 1 and 4 are not shown
 
 
 def planted(n: int = 60_000, seed: int = 0) -> pd.DataFrame:
