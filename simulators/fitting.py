@@ -101,9 +101,13 @@ def _keep_within(model: ShopperModel, log: EncodedLog) -> None:
     if model.memory is None or log.rows.time is None:
         return
     some = torch.linspace(0, len(log.shopper) - 1, min(len(log.shopper), SOME)).long()
-    _, carried = recall(model, of_units(log.rows, some, model.position.device))
+    rows = of_units(log.rows, some, model.position.device)
+    _, carried = recall(model, rows)
     assert carried is not None
-    model.memory.keep_within(carried)
+    assert rows.time is not None
+    ends = [model.leave_odds(carried, rows.time.number)[:, None]]
+    ends += [] if model.back is None else [model.return_odds(carried)]
+    model.memory.keep_within(carried, ends)
 
 
 @torch.no_grad()

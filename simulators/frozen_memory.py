@@ -68,7 +68,7 @@ class FrozenMemory:
         self.start = self._start(memory)
         self.gain, self.wane, self.class_tastes = memory.gain, memory.wane.exp(), memory.class_tastes
         self.fade_page, self.fade_day = -memory.fade_page.exp(), -memory.fade_day.exp()
-        self.range = memory.lowest, memory.highest
+        self.range, self.ends_range = (memory.lowest, memory.highest), (memory.least, memory.most)
         self.one, self.ones = memory.gain.new_ones(1), memory.gain.new_ones(len(memory.look))
         self.look = memory.look.sigmoid() / 4
         first, last = two_layers(memory.tell)
@@ -159,7 +159,7 @@ class FrozenMemory:
         inner, biases, outer, hidden = self.ends
         ends = torch.addmm(biases, torch.cat(readable, 1), inner)
         odds = torch.mm(ends[:, :hidden].tanh(), outer).add_(ends[:, hidden:])
-        return memory, odds
+        return memory, odds.clamp_(*(bound[: odds.shape[1]] for bound in self.ends_range))
 
     def remembered(self, read: Read, came: Came) -> Tensor:
         """Return the memory that ``after`` returns, alone."""

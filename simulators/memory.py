@@ -33,11 +33,16 @@ class Memory(nn.Module):
         hidden: Entries of what is carried, H.
         lowest, highest: Range of the sums over the log, shape (sums,). A simulated shopper's do not leave it: what they
             would do there nobody has seen, and a shopper who likes what they see feeds their own sums.
+        least, most: Range over the log of the log-odds that a visit ends and of those of coming back in each interval
+            of ``EDGES``, shape (1 + len(EDGES),), which a simulated shopper's do not leave either: sums that are all
+            high at once are as new as one that is higher than any.
         readable_width: Entries of its readable form, R.
     """
 
     lowest: Tensor
     highest: Tensor
+    least: Tensor
+    most: Tensor
 
     def __init__(
         self, builder: ContextBuilder, line_width: int, offers: int, size: int, width: int, surprises: int
@@ -51,7 +56,7 @@ class Memory(nn.Module):
         self.readable_width = width + 2 * surprises + CLASSES + MOODS + COUNTS
         self.item = Linear(builder.catalog.width, rank, bias=False)
         self.own_item = nn.Embedding.from_pretrained(torch.zeros(n_items, rank), freeze=False)
-        self.line = Linear(line_width, rank) if line_width else None
+        self.line = nn.Sequential(Linear(line_width, rank), nn.ELU()) if line_width else None
         self.look = nn.Parameter(torch.zeros(size))  # how much an exposure at a position counts
         summary = 3 * rank + 7 + 2 * offers + (3 * rank if line_width else 0)
         self.wishes = surprises - OTHER_SURPRISES
@@ -71,12 +76,19 @@ class Memory(nn.Module):
         self.wane = nn.Parameter(torch.full((self.wishes,), -2.5))
         self.register_buffer("lowest", torch.full((self.sums,), -torch.inf))
         self.register_buffer("highest", torch.full((self.sums,), torch.inf))
+        self.register_buffer("least", torch.full((1 + len(EDGES),), -torch.inf))
+        self.register_buffer("most", torch.full((1 + len(EDGES),), torch.inf))
 
-    def keep_within(self, carried: Tensor) -> None:
-        """Take the range of the sums from what was carried over a log (P, H): all but the rarest at either end."""
-        sums = carried[:, self.width : self.width + self.sums].sort(0).values
-        rarest = int(len(sums) * RAREST)
-        self.lowest, self.highest = sums[rarest].clone(), sums[-1 - rarest].clone()
+    def keep_within(self, carried: Tensor, ends: list[Tensor]) -> None:
+        """Take ranges from a log: all but the rarest at either end.
+
+        Args:
+            carried: What was carried on from its pages, shape (P, H).
+            ends: Log-odds that visits ended with them (P, 1), then, if known, of coming back after (P, len(EDGES)).
+        """
+        self.lowest, self.highest = _range(carried[:, self.width : self.width + self.sums])
+        width = sum(part.shape[1] for part in ends)
+        self.least[:width], self.most[:width] = _range(torch.cat(ends, 1))
 
     def start(self, shopper: Tensor) -> Tensor:
         """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""
@@ -205,6 +217,13 @@ class Memory(nn.Module):
         unit, _ = self.gru(laid(read), start[None].contiguous())
         carried = torch.cat([unit, surprises, moods, counts], 2)
         return self.before(before(carried, begin), clock), carried.reshape(n * longest, -1)[place]
+
+
+def _range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest values of each column but for the rarest, from (P, w): (w,) both."""
+    ranked = values.sort(0).values
+    rarest = int(len(ranked) * RAREST)
+    return ranked[rarest].clone(), ranked[-1 - rarest].clone()
 
 
 RAREST = 0.005

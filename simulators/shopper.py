@@ -16,13 +16,13 @@ from hawker.simulators.appeal import CLICKS_ALONE, Appeal, Architecture, InView,
 from hawker.simulators.layers import Linear, first_weights
 from hawker.simulators.memory import OTHER_SURPRISES, TOLD, Leave, Memory, Return
 from hawker.simulators.rows import Rows
-from hawker.simulators.taste_classes import CLASSES, TasteClasses
+from hawker.simulators.taste_classes import TasteClasses
 from hawker.simulators.taste_rows import believing
 
 HEADS = ("click", "conversion", "leave", "return")
 """What is calibrated, in the order of ``Ensemble.calibration``."""
 
-HEARD_SCALE = 5.0
+HEARD_SCALE = 12.0
 """Brings what lines do to log-odds, tenths, to the size of other inputs."""
 
 
@@ -92,10 +92,8 @@ class ShopperModel(nn.Module):
         self.memory = None
         self.leave = self.back = None
         if recorded.timeline:
-            # What entries of a line's vector do to each class, see ``hear``.
-            effects = torch.zeros(
-                CLASSES * (2 if recorded.conversions else 1), 0 if lines is None else lines.vectors.shape[1]
-            )
+            # What entries of a line's vector do to clicks and purchases, see ``hear``.
+            effects = torch.zeros(1 + recorded.conversions, 0 if lines is None else lines.vectors.shape[1])
             line_width = 0 if lines is None else len(effects)
             self.register_buffer("line_effects", effects)
             surprises = OTHER_SURPRISES + architecture.hidden * (1 if lines is None else 2)
@@ -200,11 +198,12 @@ class ShopperModel(nn.Module):
         return odds
 
     def heard(self, lines: Tensor) -> Tensor:
-        """Return what the memory reads of lines with these scaled vectors (L, w), shape (L, width).
+        """Return what the memory reads of lines with these scaled vectors (L, w), shape (L, 1) or (L, 2).
 
-        Not its text, but what it does to the clicks and purchases of each class of taste, beside any line at all:
-        clicks, which are many, tell which lines are alike, and what such lines do later is learned from all of them
-        together.
+        Not their texts, but what they do to clicks and to purchases, mean of the classes of taste, beside any line at
+        all: clicks, which are many, tell which lines are alike, and what such lines do later is learned from all of
+        them together. With more to tell them apart by, what is learned of most lines is noise, which a strategy that
+        picks the best of many finds.
         """
         return HEARD_SCALE * nn.functional.linear(lines, self.line_effects)
 

@@ -66,6 +66,10 @@ class ClassHead(nn.Module):
         self.offer = nn.Parameter(torch.zeros(max(offers - 1, 0), CLASSES))
         self.ad = nn.Parameter(torch.zeros(CLASSES))
 
+    def line_effect(self) -> Tensor:
+        """Return what entries of a line's vector do to the log-odds, mean of the classes, shape (1, w)."""
+        return self.line.weight + self.line_class.weight.mean(0, keepdim=True)
+
     def utilities(self, items: Tensor, lines: tuple[Tensor, ...]) -> Utilities:
         """Return what items and lines with these vectors, offers and being an ad do to the log-odds.
 
@@ -159,11 +163,11 @@ class TasteClasses(nn.Module):
         return click, Utilities(*(part + self.match * more for part, more in zip(own, liked, strict=True)))
 
     def line_effects(self) -> Tensor:
-        """Return what entries of a line's vector do to the log-odds of clicks and purchases, (K or 2 K, width)."""
-        click = self.click.line.weight + self.click.line_class.weight
+        """Return what entries of a line's vector do to log-odds of clicks and purchases, mean of classes, (1 or 2, w)."""
+        click = self.click.line_effect()
         if self.purchase is None:
             return click
-        return torch.cat([click, self.purchase.line.weight + self.purchase.line_class.weight + self.match * click])
+        return torch.cat([click, self.purchase.line_effect() + self.match * click])
 
     def begin(self, scaled: Tensor) -> Tensor:
         """Return the state of new shoppers with scaled features (n, D), shape (n, width)."""
