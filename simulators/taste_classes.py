@@ -163,7 +163,7 @@ class TasteClasses(nn.Module):
         return click, Utilities(*(part + self.match * more for part, more in zip(own, liked, strict=True)))
 
     def line_effects(self) -> Tensor:
-        """Return what entries of a line's vector do to log-odds of clicks and purchases, mean of classes, (1 or 2, w)."""
+        """Return what entries of a line's vector do to clicks and purchases, mean of the classes, (1 or 2, w)."""
         click = self.click.line_effect()
         if self.purchase is None:
             return click
