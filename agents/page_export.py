@@ -194,7 +194,7 @@ def compare_lives(
     for _ in range(pages):
         shopper, affinity = (here.state[OWN + name].numpy() for name in ("shopper", "affinity"))
         context, plain = here.context.map(lambda array: array.numpy()), here.context.map(lambda array: array.numpy())
-        seen = bundle.read(replace(plain, shopper=shopper), memory, gap, number)
+        seen = bundle.read(replace(plain, shopper=shopper, affinity=affinity), memory, gap, number)
         for one, other in ((seen.shopper, context.shopper), (seen.affinity, context.affinity)):
             contexts = max(contexts, _largest((one - other) / (1.0 + np.abs(other))))
         distribution = exact.pages(here.context)
@@ -203,7 +203,8 @@ def compare_lives(
         scores, picks = bundle.scores(seen), _picks(page)
         found = np.sum(list(log_probs(scores, picks).values()), 0)
         chances = max(chances, _largest(found - expected.numpy()))
-        explained = max(explained, compare_reasons(bundle.reasons, scores, Pages(seen, picks, seen.mask)))
+        met = Pages(replace(seen, affinity=affinity), picks, seen.mask)
+        explained = max(explained, compare_reasons(bundle.reasons, scores, met))
         decision = page.decision(here.context, expected)
         if bundle.copy is not None and told is not None:
             told, offer = bundle.copy.arrived(told, gap, number), None if page.offer is None else page.offer.numpy()
@@ -383,6 +384,8 @@ def _write(
     for name, graph in graphs.items():
         (directory / name).write_bytes(trace_graph(graph.eval(), *edges[name], strict=True))
     (directory / ITEMS).write_bytes(save({"vectors": np.ascontiguousarray(shoppers.builder.catalog.vectors)}))
+    if shop.search is not None:
+        shop.search.save(directory)
     if actor.layout.lines is not None:
         (directory / LINES).write_bytes(save(scoring.line_table()))
     explained = reason_arrays(strategy, world, usual_pages(strategy, world, seed))

@@ -191,6 +191,7 @@ def _worth(world: ReadWorld, builder: ContextBuilder) -> dict[str, Array]:
         "top": np.array([TOP]),
         "effect_offer": np.stack([_array(table.offer) for table in tables]),
         "effect_line": np.stack([_array(table.line[:-1]) for table in tables]),
+        **({"searches": np.ones(1)} if world._searches else {}),
     }
 
 

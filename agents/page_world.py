@@ -31,6 +31,7 @@ def remember(shoppers: FittedShoppers) -> bool:
 def read(shoppers: FittedShoppers, world: World, reward: RewardSpec) -> ReadWorld:
     """Put the reader that strategies are trained with in front of a world that sells the shoppers' items."""
     lines = () if shoppers.lines is None else shoppers.lines.texts
+    world = shoppers.searched(world)  # what is typed is known to whoever decides
     return ReadWorld(world, shoppers.builder, shoppers.ensembles["train"], reward, lines)
 
 

@@ -17,6 +17,7 @@ class TuneConfig:
         batch: Rows of a step; for GRPO lines, a whole number of groups.
         rows: Rows computed at once; gradients are accumulated over batch / rows of them.
         learning_rate: AdamW's step size.
+        decay: Whether the step size falls evenly, to 0 after the last step.
         rank: Rank of the LoRA adapter on every linear layer (Hu et al. 2021, arXiv 2106.09685), scaled by 2; it is
             merged into the weights at the end. 0 trains every weight.
         checkpoint_every: Steps between two checkpoints.
@@ -28,6 +29,7 @@ class TuneConfig:
     batch: int = 16
     rows: int = 8
     learning_rate: float = 2e-4
+    decay: bool = False
     rank: int = 16
     checkpoint_every: int = 10
     seed: int = 0
@@ -44,12 +46,15 @@ class SftConfig(TuneConfig):
         sharpness: How much oftener lines that did well are learned from: weights are the line's lift to this power. 0
             learns from every impression alike.
         prior: Clicks that a line is expected to have had before the log is believed over the average line.
+        voiced: Share of the rows that keep the writer's ear for a brand voice: what the untouched model answers after
+            five logged lines that stand as earlier answers.
     """
 
     steps: int = 200
     surface: str = "headline"
     sharpness: float = 2.0
     prior: float = 10.0
+    voiced: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class GrpoConfig(TuneConfig):
         tokens: Longest line, in tokens.
         temperature: Of drawing lines.
         learning_rate: AdamW's step size.
+        decay: Whether the step size falls evenly, to 0 after the last step: one that stays lets the writer wander.
         beta: Weight of a line's KL divergence from the writer it begins as: what training tends to is that writer's
             probability of a line times exp(reward / beta).
         preference: Weight of the model of preferences beside the shoppers, where there is one.
@@ -103,6 +109,7 @@ class GrpoConfig(TuneConfig):
     tokens: int = 24
     temperature: float = 1.0
     learning_rate: float = 3e-4
+    decay: bool = True
     beta: float = 0.3
     preference: float = 1.0
     fluency: float = 1.0
@@ -123,6 +130,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "sharpness": (0, 100),
     "prior": (1e-3, 1e9),
+    "voiced": (0, 1),
     "group": (2, 1024),
     "tokens": (2, 4096),
     "temperature": (1e-3, 100),

@@ -3,7 +3,8 @@
 trl's trainers ask for the likelihood of an answer's tokens by ``model(..., labels=labels, fused_lm_head=True)``, where
 labels are -100 for the prompt. On a CPU that forward multiplies the prompt's positions by the vocabulary too, and a
 prompt is read anew for every line that is written for it; so it is for generation. Prompts are many times as long as
-lines of copy, so that nearly all time goes there.
+lines of copy, so that nearly all time goes there. And where a frozen model computes in bfloat16, so does the adapter on
+it, whose weights and steps stay float32.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.forward = types.MethodType(_scoring(base, temperature), base)
         model.generate = functools.partial(_generate, base)
+        if base.dtype == torch.bfloat16:
+            for layer in base.modules():
+                if hasattr(layer, "cast_input_dtype_enabled"):
+                    layer.cast_input_dtype_enabled = False  # its small weights are cast, not all that it reads
 
 
 def _scoring(model: Any, temperature: float) -> Any:
@@ -45,8 +50,10 @@ def _scoring(model: Any, temperature: float) -> Any:
 
     @functools.wraps(type(model).forward)  # generation looks at the signature
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
-        if not fused_lm_head:
-            return plain(*args, **kwargs)
+        with _numbers(self):
+            return scored(self, *args, **kwargs) if fused_lm_head else plain(*args, **kwargs)
+
+    def scored(self: Any, *args: Any, **kwargs: Any) -> Any:
         ids, mask, labels = (kwargs[name] for name in ("input_ids", "attention_mask", "labels"))
         begin = int((labels[:, 1:] != IGNORED).any(0).int().argmax())  # the position that says an answer's first token
         if begin == 0:  # nothing stands before it
@@ -99,6 +106,11 @@ def _scored(said: Tensor, labels: Tensor, temperature: float, items: Any) -> Any
     )
 
 
+def _numbers(model: Any) -> Any:
+    """Let a model in bfloat16 compute with a float32 adapter in bfloat16 too; others compute as they are."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+
+
 def _generate(model: Any, *, input_ids: Tensor, attention_mask: Tensor, generation_config: Any, **_: Any) -> Tensor:
     """Return prompts with their answers, padded on the right, shape (n, width + longest answer), as trl expects them.
 
@@ -106,7 +118,8 @@ def _generate(model: Any, *, input_ids: Tensor, attention_mask: Tensor, generati
     """
     ends, most = generation_config.eos_token_id, generation_config.max_new_tokens
     ends = [ends] if isinstance(ends, int) else list(ends or [])
-    said = go_on(model, input_ids, attention_mask, most, generation_config.temperature, ends)
+    with _numbers(model):
+        said = go_on(model, input_ids, attention_mask, most, generation_config.temperature, ends)
     answers = torch.full((len(said), max(map(len, said))), generation_config.pad_token_id).to(input_ids)
     for answer, tokens in zip(answers, said, strict=True):
         answer[: len(tokens)] = torch.as_tensor(tokens)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from hawker.agents.writer_config import GrpoConfig, check
 from hawker.agents.writer_data import Assignment
@@ -24,12 +23,13 @@ from hawker.agents.writer_training import (
     dataset,
     digest_of,
     fine_tune,
+    network,
     training,
     untouched,
     write_stage,
 )
 from hawker.policies.guardrails import Guardrails
-from hawker.policies.writer import Writer, load_causal, prompt_of
+from hawker.policies.writer import Writer, prompt_of
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
@@ -111,7 +111,7 @@ def grpo(
             use_vllm=config.vllm,
         )
         trainer: Any = GRPOTrainer(
-            model=load_causal(path, torch.float32),
+            model=network(path, config),
             reward_funcs=reward,
             args=trl_config,
             train_dataset=dataset(rows),

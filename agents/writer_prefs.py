@@ -23,11 +23,13 @@ from hawker.agents.writer_training import (
     dataset,
     digest_of,
     fine_tune,
+    network,
     training,
     write_stage,
 )
-from hawker.policies.writer import Prompt, answer_of, load_causal, load_tokenizer
+from hawker.policies.writer import Prompt, answer_of, dtype_on, load_tokenizer
 from hawker.shop.artefacts import CHECKSUMS, sha256, verify_directory
+from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
 from hawker.shop.figures import figure
 from hawker.shop.models import find_model, quiet_transformers
@@ -64,7 +66,7 @@ class PreferenceModel:
             InputError: There is none, or a file of it was changed.
         """
         path = verify_directory(path, "reward model")
-        return cls(path, _load_scorer(path).to(device).eval(), load_tokenizer(path), device)
+        return cls(path, _load_scorer(path, dtype_on(device, path)).to(device).eval(), load_tokenizer(path), device)
 
     @property
     def digest(self) -> str:
@@ -117,10 +119,11 @@ def fit_preferences(
         from trl.trainer.reward_trainer import RewardTrainer
 
         torch.random.set_rng_state(torch.Generator().manual_seed(config.seed).get_state())  # of the new head
-        scorer = _load_scorer(path)
+        scorer = _load_scorer(path, torch.float32)  # the head learns, too: what is fast is left to autocast
+        fast = dtype_on(resolve_device(config.device), path) == torch.bfloat16
         trainer: Any = RewardTrainer(
             model=scorer,
-            args=TrlConfig(**arguments(config, scratch), max_length=None),
+            args=TrlConfig(**(arguments(config, scratch) | {"bf16": fast}), max_length=None),
             train_dataset=dataset(rows),
             processing_class=tokenizer,
             peft_config=adapter(config.rank, "SEQ_CLS"),
@@ -128,9 +131,9 @@ def fit_preferences(
         report = fine_tune(trainer, stage, agree, resume, progress)
         judge = PreferenceModel(stage.out, trainer.model.eval(), tokenizer, trainer.args.device)
         prompts = [asked(tokenizer, pair.prompt) for pair in held_out]
-        margin = judge.score(prompts, [p.chosen for p in held_out]) - judge.score(
-            prompts, [p.rejected for p in held_out]
-        )
+        with trainer.accelerator.autocast():
+            margin = judge.score(prompts, [p.chosen for p in held_out])
+            margin = margin - judge.score(prompts, [p.rejected for p in held_out])
         right, n = float((margin > 0).mean()), len(held_out)
         half = 1.96 * (right * (1 - right) / n) ** 0.5
         report |= {"stage": "reward", "model": model, "pairs": len(pairs), "seed": config.seed}
@@ -165,7 +168,7 @@ def dpo(
         from trl.trainer.dpo_trainer import DPOTrainer
 
         trainer: Any = DPOTrainer(
-            model=load_causal(path, torch.float32),
+            model=network(path, config),
             args=TrlConfig(**arguments(config, scratch), max_length=None, beta=config.beta),
             train_dataset=dataset(rows),
             processing_class=tokenizer,
@@ -225,9 +228,9 @@ def _answer_ids(tokenizer: Any, prompt: Prompt, line: str) -> list[int]:
     return list(tokenizer.apply_chat_template(answered, return_dict=True)["input_ids"])
 
 
-def _load_scorer(path: Path) -> Any:
+def _load_scorer(path: Path, dtype: torch.dtype) -> Any:
     with quiet_transformers(path):
         from transformers import AutoModelForSequenceClassification
 
         options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
-        return AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32, num_labels=1, **options)
+        return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, num_labels=1, **options)

@@ -114,7 +114,7 @@ class WriterReward:
         total, preference = self._responses(flat, lines, _silent)
         if not np.isfinite(total).all():
             raise InputError("the shoppers' answers are not finite", where="writer grpo", remedy="fit them anew")
-        nats = self._base.log_likelihood(None, lines)[0]
+        nats = self._nats(lines)
         briefs = [self._assignments[row].brief for row in flat]
         size = self._config.batch  # repetition depends on how many lines there are
         repeated = [
@@ -180,7 +180,7 @@ class WriterReward:
         gain = _relative(total, rows, ~refused & known) / level.spread
         liked = _relative(preference, rows, ~refused) / level.preference * config.preference
         gain = np.where(refused, np.minimum(gain + liked, 0.0), gain + liked)
-        nats = np.nan_to_num(self._base.log_likelihood(None, lines)[0], nan=level.fluency)  # an empty line is refused
+        nats = np.nan_to_num(self._nats(lines), nan=level.fluency)  # an empty line is refused
         repeated = repetition(lines, briefs)
         parts = {
             "fluency": config.fluency * np.maximum(level.fluency - config.slack - nats, 0.0),
@@ -195,23 +195,36 @@ class WriterReward:
         return [float(reward) if fine else None for reward, fine in zip(rewards, known, strict=True)]
 
     def _responses(self, rows: list[int], lines: list[str], log: Callable[[str, float], None]) -> tuple[Floats, Floats]:
-        """Return the shoppers' total and the preference of each line, shape (n,) each, logging every component."""
-        given = [self._assignments[row] for row in rows]
+        """Return the shoppers' total and the preference of each line, shape (n,) each, logging every component.
+
+        A line that stands there for the same brief before is not asked about again.
+        """
+        asked = list(dict.fromkeys(zip(rows, lines, strict=True)))
+        place = {each: i for i, each in enumerate(asked)}
+        again = [place[each] for each in zip(rows, lines, strict=True)]
+        given, texts = [self._assignments[row] for row, _ in asked], [line for _, line in asked]
         briefs = [each.brief for each in given]
         answers = self._answers(
             [each.item_id for each in given],
             [brief.audience for brief in briefs],
             [brief.discount for brief in briefs],
-            lines,
+            texts,
         )
         for name, values in answers.items():
-            seen = np.asarray(values, float)
+            seen = np.asarray(values, float)[again]
             log(f"shoppers/{name}", float(seen[np.isfinite(seen)].mean()) if np.isfinite(seen).any() else float("nan"))
         preference = np.zeros(len(lines))
         if self._preferences is not None:
-            preference = self._preferences.score([prompt_of(self._base.tokenizer, brief) for brief in briefs], lines)
+            prompts = [prompt_of(self._base.tokenizer, brief) for brief in briefs]
+            preference = self._preferences.score(prompts, texts)[again]
             log("preference", float(preference.mean()))
-        return np.asarray(answers["total"], float), preference
+        return np.asarray(answers["total"], float)[again], preference
+
+    def _nats(self, lines: Sequence[str]) -> Floats:
+        """Return each line's nats a token under the untouched model, shape (n,), reading equal lines once."""
+        texts = list(dict.fromkeys(lines))
+        nats = dict(zip(texts, self._base.log_likelihood(None, texts)[0].tolist(), strict=True))
+        return np.array([nats[line] for line in lines], float)
 
 
 def repetition(lines: Sequence[str], briefs: Sequence[Brief]) -> Floats:

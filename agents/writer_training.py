@@ -27,7 +27,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from hawker.agents.writer_config import TuneConfig
-from hawker.policies.writer import load_tokenizer, save_model
+from hawker.policies.writer import adapted, dtype_on, load_causal, load_tokenizer, save_model
 from hawker.shop.artefacts import WRITING, find_directory, read_json, verify_directory, write_directory, write_json
 from hawker.shop.config import save_config, to_dict
 from hawker.shop.devices import resolve_device
@@ -96,6 +96,17 @@ def adapter(rank: int, kind: str = "CAUSAL_LM") -> Any:
     return None if rank == 0 else lora(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=kind, **head)
 
 
+def network(path: Path, config: TuneConfig) -> Any:
+    """Return a causal language model to train.
+
+    Below an adapter it stays as it is: on a CPU it then computes in what is fast there (`dtype_on`), and the adapter in
+    float32. On a GPU autocast sees to it.
+    """
+    device = resolve_device(config.device)
+    frozen = config.rank > 0 and device.type == "cpu"
+    return load_causal(path, dtype_on(device, path) if frozen else torch.float32)
+
+
 def dataset(rows: Sequence[dict[str, Any]]) -> Any:
     """Return rows as trl takes them."""
     return _datasets().Dataset.from_list(list(rows))
@@ -111,7 +122,7 @@ def arguments(config: TuneConfig, scratch: Path) -> dict[str, Any]:
         "per_device_train_batch_size": config.rows,
         "gradient_accumulation_steps": config.batch // config.rows,
         "learning_rate": config.learning_rate,
-        "lr_scheduler_type": "constant",  # so that a step does not depend on how many follow
+        "lr_scheduler_type": "linear" if config.decay else "constant",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # or a loss that is not finite would be logged as the one before
         "save_strategy": "steps",
@@ -192,13 +203,22 @@ def fine_tune(trainer: Any, stage: Stage, made_by: dict[str, Any], resume: bool,
 def write_stage(stage: Stage, trainer: Any, model: str, config: TuneConfig, report: dict[str, Any]) -> None:
     """Write what a stage has made: the model with the adapter merged in, tokenizer, config and report."""
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(trained, "merge_and_unload"):
-        trained = trained.merge_and_unload()
     with write_directory(stage.out, stage.kind) as scratch:
+        if hasattr(trained, "merge_and_unload"):
+            trained = _merged(trained, find_model(model))
         save_model(trained, load_tokenizer(find_model(model)), scratch)
         write_json(scratch / SOURCE, {"model": model, "made_from": untouched(model)})
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "train.json", report)
+
+
+def _merged(trained: Any, path: Path) -> Any:
+    """Return a model of peft's with its adapter merged into its weights, which are float32 again."""
+    if trained.dtype == torch.float32:
+        return trained.merge_and_unload()
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save_pretrained(folder)
+        return adapted(path, Path(folder))
 
 
 def agreement(config: TuneConfig, model: str, data: str) -> dict[str, Any]:

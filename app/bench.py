@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hawker.agents.config import TrainConfig
-from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, why
+from hawker.benchmarks import constraints, embeddings, exploits, leaderboard, pareto, search, speed, why
 from hawker.benchmarks.fidelity import QUICK, FidelityConfig, bench_fidelity
 from hawker.benchmarks.signal import SignalConfig, bench_signal
 from hawker.shop.devices import choose_threads
@@ -214,6 +214,35 @@ def run_strategist(
     options = [*(["--quick"] if quick else []), "--model", model]
     command = shlex.join(["hawker", "bench", "strategist", *options, "--seeds", *map(str, config.seeds)])
     return {**report, "machine": machine(threads), "command": command}
+
+
+def run_embeddings(model: str, seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench embeddings``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The model or the seeds cannot be used.
+    """
+    threads = choose_threads()
+    config = embeddings.EmbeddingsConfig(seeds=seeds)
+    if quick:
+        config = replace(embeddings.QUICK, seeds=seeds[:1])
+    report = embeddings.bench_embeddings(replace(config, model=model), progress)
+    options = [*(["--quick"] if quick else []), "--model", model]
+    command = shlex.join(["hawker", "bench", "embeddings", *options, "--seeds", *map(str, config.seeds)])
+    return {**report, "machine": machine(threads), "command": command}
+
+
+def run_search(variant: str, seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench search``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The variant or the seeds cannot be used.
+    """
+    threads = choose_threads()
+    config = replace(search.QUICK, seeds=seeds[:1]) if quick else search.SearchConfig(seeds=seeds)
+    report = search.bench_search(replace(config, variant=variant), progress)
+    options = [*(["--quick"] if quick else []), "--variant", variant, "--seeds", *map(str, config.seeds)]
+    return {**report, "machine": machine(threads), "command": shlex.join(["hawker", "bench", "search", *options])}
 
 
 def run_why(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:

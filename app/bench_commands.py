@@ -260,6 +260,59 @@ class BenchStrategist:
 
 
 @dataclass(frozen=True)
+class BenchEmbeddings:
+    """See in gold whether a language model's reading of items sells new ones better than TF-IDF or ids.
+
+    Args:
+        model: The language model: a fetched name, a directory or a hub id.
+        seeds: One catalogue and log, and five fits and trainings each. Logs and fits are kept in $HAWKER_HOME/bench.
+        quick: One small log and short trainings, for a look.
+    """
+
+    model: str = "smollm2-135m"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_embeddings
+
+        report = run_embeddings(self.model, self.seeds, self.quick, console().print)
+        for pool, arms in report["arms"].items():
+            console().print(arms_table(f"Strategies in the gold world, {pool} items", arms))
+        console().print(figure_table("A language model's reading of items", report["figures"]))
+        for note in report["notes"]:
+            console().print(f"- {note}")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class BenchSearch:
+    """Learn what typed words have to do with items from clicks, and grade pages for them beside BM25.
+
+    Args:
+        variant: A bazaar with a search box: the shipped variant, or a YAML file.
+        seeds: One log, fit and training each. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log and a short training, for a look.
+    """
+
+    variant: str = "search"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_search
+
+        report = run_search(self.variant, self.seeds, self.quick, console().print)
+        console().print(arms_table("Strategies in a bazaar with a search box", report["arms"]))
+        console().print(figure_table("What is found for what is typed", report["figures"]))
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
 class BenchWhy:
     """Remove the reasons that decisions name, and see whether their scores move as they should.
 
@@ -291,5 +344,7 @@ BENCHES: dict[str, type[Any]] = {
     "bench exploits": BenchExploits,
     "bench writer": BenchWriter,
     "bench strategist": BenchStrategist,
+    "bench embeddings": BenchEmbeddings,
+    "bench search": BenchSearch,
     "bench why": BenchWhy,
 }

@@ -41,18 +41,24 @@ class Command(Protocol):
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole way on real logs: import, check, fit, train, estimate, A/B, export, decide.
+    """The whole way: on real logs, then with pages and words in a shop whose truth is known.
+
+    First the Open Bandit logs: import, check, fit, train, estimate, A/B, export, decide. Then logs of the gold world
+    bazaar: shoppers, pages by PPO, copy by a language model, an A/B test in gold, sample pages, a bundle.
 
     Args:
         logs: Folder of the Open Bandit Dataset in its own layout; by default the sample that ships with Hawker.
         campaign: Its campaign.
-        out: Directory of the run.
+        out: Directory of the run; that of the second part is OUT/bazaar.
+        writer: The language model that writes: a fetched name, a directory or a hub id; "none" leaves the words to the
+            log's lines, and so does "smollm2-135m" where it has not been fetched.
         seed: Decides everything that is drawn.
     """
 
     logs: Path | None = None
     campaign: Literal["all", "men", "women"] = "all"
     out: Path = Path("runs/demo")
+    writer: str = "smollm2-135m"
     seed: int = 0
     json: Json = None
 
@@ -60,7 +66,7 @@ class Demo:
         """Run the demo."""
         from hawker.app.demo import demo
 
-        report = demo(self.logs, self.campaign, Run(self.out), self.seed)
+        report = demo(self.logs, self.campaign, Run(self.out), self.seed, self.writer)
         write_report(self.json, report)
 
 
@@ -144,7 +150,7 @@ class LogsSimulate:
         shoppers: How many shoppers come, evenly over the first 60% of the days.
         days: Length of the log.
         strategy: What decides: "popularity", with 10% exploration, or "random".
-        variant: A shipped variant (cascade, inert, weibull), or a YAML file with the parameters that it changes.
+        variant: A shipped variant (cascade, inert, search, weibull), or a YAML file with the parameters it changes.
         seed: Decides who comes and what happens.
     """
 
@@ -163,12 +169,11 @@ class LogsSimulate:
 
         from hawker.benchmarks.bazaar import logging_strategy
         from hawker.shop.devices import choose_threads
-        from hawker.simulators.bazaar import BazaarWorld
-        from hawker.simulators.bazaar_parameters import load_bazaar
         from hawker.simulators.diary import write_logs
+        from hawker.simulators.search_bazaar import open_bazaar
 
         choose_threads()
-        world = BazaarWorld(load_bazaar(self.variant), torch.device("cpu"))
+        world = open_bazaar(self.variant, torch.device("cpu"))
         strategy = logging_strategy(world, self.strategy)
         with console().status("simulating") as status:
             meta = write_logs(

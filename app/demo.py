@@ -1,4 +1,4 @@
-"""``hawker demo``: the whole way on real logs."""
+"""``hawker demo``: the whole way on real logs, then the whole strategy in a shop whose truth is known."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.text import Text
 
 from hawker.agents.config import TrainConfig
 from hawker.agents.train import train
+from hawker.app.demo_bazaar import NO_WRITER, BazaarConfig, Clock, bazaar_demo, find_writer
 from hawker.app.reports import print_ab, print_fidelity, print_ope, progress_bar
-from hawker.app.tables import console, figure_table, say, text_table
+from hawker.app.tables import console, figure_table, heading, say, text_table
 from hawker.benchmarks.abtest import ab_test
 from hawker.benchmarks.arms import load_arm
 from hawker.benchmarks.evaluation import evaluate
@@ -39,8 +39,44 @@ LATENCY_REQUESTS = 100
 """Decisions whose time is measured."""
 
 
-def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str, Any]:
-    """Import, check, fit, train, estimate, test, export and decide; write ``summary.json`` to the run.
+def demo(
+    logs: Path | None,
+    campaign: Campaign,
+    run: Run,
+    seed: int,
+    writer: str = NO_WRITER,
+    bazaar: BazaarConfig | None = None,
+) -> dict[str, Any]:
+    """Go the whole way on logged clicks, then the whole strategy's in a gold world; write ``summary.json`` to the run.
+
+    Args:
+        logs: Folder of the Open Bandit Dataset; None takes the sample that ships with Hawker.
+        campaign: Its campaign.
+        run: Where everything goes; the second part's own run is RUN/bazaar.
+        seed: Decides everything that is drawn.
+        writer: The language model of the second part, "none" for none; one of those that Hawker fetches may be missing.
+        bazaar: How much the second part does.
+
+    Returns:
+        The summary: that of ``open_bandit``, with ``bazaar`` (that of ``bazaar_demo``), ``seed``, ``seconds``, and
+        ``stages``, the seconds of each.
+    """
+    started, clock, model = time.perf_counter(), Clock(), find_writer(writer)
+    choose_threads()
+    with clock.stage("open bandit"):
+        summary = open_bandit(logs, campaign, run, seed)
+    summary["bazaar"] = bazaar_demo(Run(run.path / "bazaar"), seed, model, clock, bazaar)
+    stages = [(name, *(f"{part[kind]:,.0f}" for kind in ("wall", "cpu"))) for name, part in clock.seconds.items()]
+    console().print()
+    console().print(text_table("What took how long", ("stage", "seconds", "of one core"), stages, right=(1, 2)))
+    summary |= {"seed": seed, "stages": clock.seconds, "seconds": round(time.perf_counter() - started, 1)}
+    write_json(run.path / "summary.json", summary)
+    say(f"{run.path / 'summary.json'}, {summary['seconds']:.0f} s")
+    return summary
+
+
+def open_bandit(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str, Any]:
+    """Import, check, fit, train, estimate, test, export and decide.
 
     Shoppers are learned from the log of the uniformly random strategy. The log of the shop's own strategy, Bernoulli
     Thompson sampling, serves as something to compare with: its clone is estimated off-policy from the random log, and
@@ -53,13 +89,11 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
         seed: Decides everything that is drawn.
 
     Returns:
-        The summary.
+        The summary, by part.
     """
-    started = time.perf_counter()
-    choose_threads()
     screen, source = console(), logs or shipped("obd")
     data: dict[str, Any] = {"figures": {}}
-    _heading("1. Logs", f"Open Bandit Dataset, campaign {campaign}: {'the shipped sample' if logs is None else source}")
+    heading("1. Logs", f"Open Bandit Dataset, campaign {campaign}: {'the shipped sample' if logs is None else source}")
     for strategy in ("random", "bts"):
         path = run.path / "logs" / strategy
         report = import_obd(source, path, strategy=strategy, campaign=campaign)
@@ -69,17 +103,17 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
         rows = [(finding.level, finding.name, finding.text) for finding in checked.findings]
         screen.print(text_table(f"{strategy} strategy", ("level", "what", "finding"), rows))
 
-    _heading("2. Shoppers", "learned from the random strategy's log")
+    heading("2. Shoppers", "learned from the random strategy's log")
     with screen.status("fitting") as status:
         _, fidelity = fit(run.path / "logs" / "random", run.shoppers, FitConfig(seed=seed), status.update)
     print_fidelity(fidelity)
 
-    _heading("3. Strategy", "PPO against the learned shoppers")
+    heading("3. Strategy", "PPO against the learned shoppers")
     with progress_bar("pages") as update:
         _, trained = train(run, TrainConfig(seed=seed), resume=False, progress=update)
     screen.print(figure_table("In the world it was trained in (an upper bound)", trained["figures"]))
 
-    _heading("4. Off-policy", "what the rows that nothing was trained on say")
+    heading("4. Off-policy", "what the rows that nothing was trained on say")
     shoppers = load_shoppers(run.shoppers, torch.device("cpu"))  # `fit` and `train` may have used a GPU
     clone = f"clone:{run.path / 'logs' / 'bts'}"
     arms = [load_arm(name, shoppers, run) for name in ("random", clone, "trained")]
@@ -87,11 +121,11 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     ope = evaluate(shoppers, arms, seed=seed)
     print_ope(ope)
 
-    _heading("5. Simulated A/B", "fresh shoppers of the judge, learned from other rows than the strategy's shoppers")
+    heading("5. Simulated A/B", "fresh shoppers of the judge, learned from other rows than the strategy's shoppers")
     ab = ab_test(arms, shoppers.world("judge"), shoppers=SHOPPERS, seed=seed)
     print_ab(ab)
 
-    _heading("6. Bundle", "what a serving process needs, without torch")
+    heading("6. Bundle", "what a serving process needs, without torch")
     bundle_path = run.path / "bundle"
     bundle = export_bundle(TrainedStrategy.load(run.policy, torch.device("cpu")), bundle_path)
     screen.print(figure_table(str(bundle_path), bundle["figures"]))
@@ -103,7 +137,11 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
     say(json.dumps(decision))
     decision["figures"] = {"latency": latency(served, request, seed)}
 
-    summary = {
+    judgement = verdict(ope, ab)
+    heading("Verdict", judgement["text"])
+    for reason in judgement["because"]:
+        screen.print(f"- {reason}")
+    return {
         "data": data,
         "fidelity": fidelity,
         "train": trained,
@@ -111,20 +149,8 @@ def demo(logs: Path | None, campaign: Campaign, run: Run, seed: int) -> dict[str
         "ab": ab,
         "bundle": bundle,
         "decide": decision,
-        "verdict": (judgement := verdict(ope, ab)),
-        "seed": seed,
-        "seconds": (seconds := round(time.perf_counter() - started, 1)),
+        "verdict": judgement,
     }
-    write_json(run.path / "summary.json", summary)
-    _heading("Verdict", judgement["text"])
-    for reason in judgement["because"]:
-        screen.print(f"- {reason}")
-    say(f"{run.path / 'summary.json'}, {seconds:.0f} s")
-    return summary
-
-
-def _heading(what: str, about: str) -> None:
-    console().print(Text.assemble("\n", (what, "bold"), f": {about}"))
 
 
 def example_request(row: Any, columns: list[str]) -> dict[str, Any]:

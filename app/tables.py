@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hawker.shop.figures import Figure
 
@@ -28,6 +29,11 @@ def console() -> Console:
 def say(line: str) -> None:
     """Print a line as it is: one with a path in it is not to be broken."""
     console().print(line, soft_wrap=True)
+
+
+def heading(what: str, about: str) -> None:
+    """Print the heading of a part of a longer report."""
+    console().print(Text.assemble("\n", (what, "bold"), f": {about}"))
 
 
 def number(value: float | None, unit: str) -> str:

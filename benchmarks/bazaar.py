@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from hawker.policies.shopkeeper import Habits, Shopkeeper
+from hawker.policies.shopkeeper import Habits, Scores, Shopkeeper
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.simulators.bazaar import BazaarWorld
+from hawker.simulators.search_bazaar import SearchBazaar
 
 EXPLORATION = {"popularity": 0.1, "random": 1.0}
 """The logging strategies by name, with how often they draw a slot's item uniformly instead of by popularity."""
@@ -37,4 +38,11 @@ def logging_strategy(world: BazaarWorld, name: str) -> Shopkeeper:
     )
     lines = world.logged_lines.nonzero().squeeze(1)
     habits = Habits(EXPLORATION[name], AD_SHARE, offers, COPY_SHARE if len(lines) else 0.0)
-    return Shopkeeper(name, world.size, popularity, habits, bids, lines)
+    scores = searching(popularity) if isinstance(world, SearchBazaar) else popularity
+    return Shopkeeper(name, world.size, scores, habits, bids, lines)
+
+
+def searching(popularity: torch.Tensor) -> Scores:
+    """Return scores by which a shop's own search ranks: BM25, which contexts tell as affinity, then popularity (I,)."""
+    second = popularity / popularity.max().clamp(min=1e-9) * 1e-3
+    return lambda context: context.affinity + second.to(context.affinity.device)[context.candidates]

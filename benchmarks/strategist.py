@@ -38,8 +38,10 @@ from hawker.policies.page_actor import LikeliestPages, PageStrategy
 from hawker.policies.strategist import BankTable, Strategist
 from hawker.policies.writer import Writer
 from hawker.shop.artefacts import copy_directory, find_directory
+from hawker.shop.audiences import Audiences
 from hawker.shop.figures import Figure
 from hawker.shop.logs import read_logs
+from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
 from hawker.simulators.audience_world import AudienceWorld
 from hawker.simulators.bazaar import BazaarWorld
@@ -178,29 +180,40 @@ def _one_seed(world: BazaarWorld, config: StrategistConfig, seed: int, run: Run,
     pages["cotrained"] = LikeliestPages(PageStrategy.load(run.policy, _CPU))
     arms = {}
     for name in ARMS:
-        where, strategy = _gold(world, fitted, train, reward, discounts, pages[name], banks.get(name))
+        bank, who = banks.get(name), reward.audiences
+        where, strategy = in_gold(world, fitted, train.reward, who, discounts, pages[name], bank)
         totals = rollout(where, strategy, config.followed, config.horizon, _seeded(fresh(seed, 32)))
         arms[name] = metrics(totals, train.reward)
         told(f"{name}: reward {arms[name]['reward']:.2f}, CTR {arms[name]['ctr']:.4f}, D7 {arms[name]['d7']:.3f}")
     return {"seed": seed, "arms": arms, "rounds": report["rounds"], "best": report["best"]}
 
 
-def _gold(
+def in_gold(
     world: BazaarWorld,
     fitted: FittedShoppers,
-    train: TrainConfig,
-    reward: CopyReward,
+    reward: RewardSpec,
+    audiences: Audiences,
     discounts: tuple[float, ...],
     pages: LikeliestPages,
     bank: CopyBank | None,
 ) -> tuple[World, Proposer]:
-    """Return the gold world, which reads what a bank says, and the strategy in it."""
+    """Return the gold world, which reads what a bank says, and the strategy in it.
+
+    Args:
+        world: The gold world.
+        fitted: The shoppers that pages were trained against.
+        reward: What they were trained for.
+        audiences: How the shop tells its shoppers apart.
+        discounts: Share of the price that each tier of the offer takes off.
+        pages: What decides.
+        bank: Says the lines; None leaves them to the pages.
+    """
     if bank is None:
-        return read(fitted, world, train.reward), pages
+        return read(fitted, world, reward), pages
     hearing = fitted.with_lines(bank.texts(SURFACE))
     assert hearing.lines is not None
-    said = AudienceWorld(read(hearing, world.with_lines(hearing.lines.texts), train.reward), reward.audiences)
-    item_ids, labels = fitted.builder.catalog.item_ids, reward.audiences.labels
+    said = AudienceWorld(read(hearing, world.with_lines(hearing.lines.texts), reward), audiences)
+    item_ids, labels = fitted.builder.catalog.item_ids, audiences.labels
     table = BankTable.of(bank, item_ids, labels, discounts, SURFACE, said.lines, _CPU)
     return said, Strategist(pages, table)
 

@@ -94,7 +94,9 @@ class WriterConfig:
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, return_visit=2.0, disagreement=0.5))
     sft: SftConfig = field(default_factory=lambda: SftConfig(steps=60, batch=8, learning_rate=5e-4))
-    grpo: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=100, rows=16, learning_rate=5e-4, beta=0.1))
+    grpo: GrpoConfig = field(
+        default_factory=lambda: GrpoConfig(steps=50, batch=32, rows=32, learning_rate=6e-4, beta=0.15)
+    )
     assignments: int = 400
     judged: int = 120
     deep: int = 12
@@ -107,8 +109,8 @@ class WriterConfig:
     followed: int = 4_000
     horizon: int = 28
     preferences: int = 1_000
-    prefer: RewardModelConfig = field(default_factory=RewardModelConfig)
-    dpo: DpoConfig = field(default_factory=DpoConfig)
+    prefer: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(steps=24, learning_rate=5e-4))
+    dpo: DpoConfig = field(default_factory=lambda: DpoConfig(steps=24, learning_rate=2e-4))
     hostile: int = 200
 
 

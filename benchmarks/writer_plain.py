@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from hawker.agents.writer_config import GrpoConfig
 from hawker.agents.writer_data import Assignment
-from hawker.agents.writer_training import Stage, adapter, arguments, dataset, training
-from hawker.policies.writer import load_causal, load_tokenizer, prompt_of
+from hawker.agents.writer_training import Stage, adapter, arguments, dataset, network, training
+from hawker.policies.writer import load_tokenizer, prompt_of
 from hawker.shop.models import find_model
 from hawker.shop.run import Run
 
@@ -37,7 +36,7 @@ def plain_rate(model: str, assignments: Sequence[Assignment], config: GrpoConfig
 
         shared = arguments(config, scratch) | {"max_steps": config.steps + 1, "save_strategy": "no"}
         trainer: Any = GRPOTrainer(
-            model=load_causal(path, torch.float32),
+            model=network(path, config),
             reward_funcs=_constant,
             args=TrlConfig(
                 **shared,

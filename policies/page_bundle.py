@@ -21,7 +21,7 @@ decided can be computed again on another, and for a page alone as in a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -52,6 +52,7 @@ from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
 from hawker.shop.features import FeatureSchema
+from hawker.shop.search import Search
 
 FORMAT = 2
 """Version of the bundle's form; that of slates is `hawker.policies.bundle.FORMAT`."""
@@ -166,6 +167,7 @@ class PageBundle:
         require_format(manifest, FORMAT_WITH_BANK if "bank" in manifest else FORMAT, path / MANIFEST)
         vectors = load_file(path / ITEMS)["vectors"]
         shop = ContextBuilder.from_dict(manifest["builder"], vectors, path / MANIFEST)
+        shop = replace(shop, search=Search.load(path))
         graphs = manifest["graphs"]
         sessions = {name: open_graph(path / name, graphs[name]["inputs"] | graphs[name]["outputs"]) for name in GRAPHS}
         table = None
@@ -209,7 +211,8 @@ class PageBundle:
             "candidates": context.candidates.astype(np.int64),
         }
         read = self._run(READER, feed, context.candidates.shape[1])
-        return Context(read["shopper"], context.candidates, context.mask, read["affinity"])
+        affinity = read["affinity"] if self.shop.search is None else read["affinity"] + context.affinity
+        return Context(read["shopper"], context.candidates, context.mask, affinity)
 
     def observe(self, memory: Singles, pages: AnsweredPages) -> Singles:
         """Return memories (B, H) after a page of each shopper, from those before it (B, H); new arrays.

@@ -39,7 +39,7 @@ offers and lines are expected to do, where that comes from elsewhere."""
 
 ITEM = ("category", "price", "text", "picture", "features", "item", "affinity")
 """Groups of what is known of an item; "features" are the other ones, "item" is what was learned of it alone,
-"affinity" what it is expected to be worth where that comes from elsewhere."""
+"affinity" what it is expected to be worth where that comes from elsewhere, or what it is to a query."""
 
 OFFER = "offer"
 """The page's offer, as a reason for a line."""
@@ -64,7 +64,7 @@ class Pages(NamedTuple):
     """B pages that were decided.
 
     Attributes:
-        context: What the strategy was told of them.
+        context: What the strategy was told of them; in a shop with a search box, affinity is the query's match alone.
         picks: What it chose.
         may: Candidates that could have been the ad as far as the page's rules go, shape (B, C).
     """
@@ -152,7 +152,8 @@ class PageReasons:
             if (arrays["column_group"] == i).any()
         }
         entries = {name: np.flatnonzero(arrays["item_group"] == i) for i, name in enumerate(ITEM)}
-        always = {"item"} | (set() if self._knows_worth else {"affinity"})
+        self._told = not self._knows_worth or "searches" in arrays  # contexts say more than what is worked out here
+        always = {"item"} | ({"affinity"} if self._told else set())
         self._entries = {name: found for name, found in entries.items() if len(found) or name in always}
         shopper, item = tuple(self._columns), tuple(self._entries)
         lines = (*shopper, OFFER) if table is not None and table.by_tier is not None else shopper
@@ -397,7 +398,8 @@ class PageReasons:
             return _bound(look.heads["ad_query"] @ keys + rows[:, None, :, h + 1])
         worth = affinity[:, None]
         if self._knows_worth:
-            worth = np.log(np.maximum(self._worth(look, self._odds(look, rows, seen)), LEAST))
+            found = np.log(np.maximum(self._worth(look, self._odds(look, rows, seen)), LEAST))
+            worth = found + worth if self._told else found
         return _bound(look.query @ keys + rows[:, None, :, h] + worth * look.heads["affinity_weight"])
 
     def _varied(self, look: _Look, context: Context[Array], by_kind: Floats, ways: Ways, part: str) -> Floats:

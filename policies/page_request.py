@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +17,7 @@ from hawker.policies.page_copy import NOBODY
 from hawker.policies.page_reasons import Pages, picks_of
 from hawker.policies.reason_words import Told, bank_words, in_words
 from hawker.shop.audiences import History
+from hawker.shop.context import query_of
 from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST
@@ -31,9 +32,9 @@ DAY = 86_400.0
 FAR = 2**30
 """Pages since the last ad where there was none."""
 
-OF_CONTEXT = ("timestamp", "shopper", "affinity", "candidates")
+OF_CONTEXT = ("timestamp", "shopper", "affinity", "candidates", "query")
 KEYS = (*OF_CONTEXT, "page", "state", "history")
-PAGE_KEYS = ("timestamp", "page", "slate", "ad", "offer", "copy", "lines", "clicked", "converted", "revenue")
+PAGE_KEYS = ("timestamp", "page", "query", "slate", "ad", "offer", "copy", "lines", "clicked", "converted", "revenue")
 
 Array = npt.NDArray[Any]
 
@@ -172,13 +173,16 @@ def decide_page_request(
     lines = [EMPTY] * bundle.size if page.copy is None else page.copy[0].tolist()
     slot = EMPTY if page.ad is None else int(page.ad[0])
     assert page.propensity is not None
-    who, reasons = {}, {}
+    who, reasons, typed = {}, {}, {}
+    if bundle.shop.search is not None:
+        typed["query"] = " ".join(bundle.shop.search.asked(request.get("query"))) or None
     if bundle.copy is not None and audience is not None:
         who["audience"] = bundle.copy.audiences.labels[audience[0]]
     if why and bundle.reasons is not None:
         picks = picks_of(context, page)
         picks = picks if bundle.copy is None else picks._replace(lines=None)  # the bank has reasons of its own
-        pages, told = Pages(context, picks, may_ad), Told(bundle.shop.catalog, bundle.lines, state.pages, gap)
+        pages = Pages(replace(context, affinity=plain.affinity), picks, may_ad)
+        told = Told(bundle.shop.catalog, bundle.lines, state.pages, gap, typed.get("query"))
         reasons["why"] = in_words(bundle.reasons.explain(pages), pages, told)
         if bundle.copy is not None and audience is not None:
             reasons["why"]["copy"] = bank_words(bundle.copy, page, audience, bundle.lines)
@@ -199,6 +203,7 @@ def decide_page_request(
         "candidates": int(context.mask.sum()),
         "empty_slots": int(empty.sum()),
         "pages_read": state.pages,
+        **typed,
         "state": encode_state(bundle, state),
         "bundle": bundle.digest,
         **reasons,
@@ -269,11 +274,16 @@ def _answered(
             raise InputError("a line where no item was shown", where=f"{here}: copy", got=page.get("copy"))
     found = bundle.shop.catalog.index(ids, f"{where}: history: slate")
     slate = np.where(slate == EMPTY, EMPTY, found[slate] if ids else EMPTY)
+    queries = [query_of(page, f"{where}: history[{i}]") for i, page in enumerate(history)]
     shopper = pd.DataFrame([request.get("shopper", {})] * n).assign(timestamp=pd.DatetimeIndex(times))
+    shopper["query"] = np.array(queries, object)
     affinity = np.zeros(len(bundle.shop.catalog), np.float32)
     for item, value in request.get("affinity", {}).items():  # checked with the rest of the request
         affinity[bundle.shop.catalog.index([item], where)] = value
     own = np.where(slate == EMPTY, 0.0, affinity[slate])
+    if bundle.shop.search is not None:
+        match = np.take_along_axis(bundle.shop.search.match(queries), slate.clip(min=0), 1)
+        own = own + np.where(slate == EMPTY, 0.0, match)
     features, clicked, converted, revenue = bundle.shop.encode_shoppers(shopper), *answers
     pages = AnsweredPages(features, np.zeros(n), np.zeros(n), slate, clicked, converted, revenue, ad, offer, lines, own)
     return pages, [time.timestamp() for time in times]

@@ -48,12 +48,14 @@ class Told:
         lines: Texts of the lines by number.
         pages_read: Pages of the shopper that were read.
         gap: Days since the last one.
+        query: What was read of what the shopper typed; None where nothing was.
     """
 
     catalog: Catalog
     lines: tuple[str, ...]
     pages_read: int
     gap: float
+    query: str | None = None
 
 
 def in_words(reasons: dict[str, Reasons], pages: Pages, told: Told) -> dict[str, Any]:
@@ -158,6 +160,8 @@ def _words(group: str, pages: Pages, told: Told, item: int | None) -> str:
     if group == "visits":
         when = f"{told.gap:.1f} days since the last page" if told.pages_read else "the first page"
         return f"{words} ({when})"
+    if group == "affinity" and told.query is not None:
+        return f'what was typed ("{told.query}")'
     if item is None:
         return words
     if group == "category" and "category" in features.categories:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,9 @@ from hawker.shop.models import SOURCE, find_model, model_digest, quiet_transform
 
 ROWS = 64
 """Lines generated at once; fewer where memory is short."""
+
+WIDE = 256
+"""Numbers to a token from which on a CPU's matrix units are worth their conversions."""
 
 POSITIONS = 2_048
 """Tokens whose likelihoods are computed at once: a row of logits holds a number for each entry of the vocabulary."""
@@ -60,7 +63,7 @@ class Writer:
 
     @classmethod
     def load(cls, name: str, device: torch.device, adapter: Path | None = None) -> Writer:
-        """Read a model, in bfloat16 on a GPU that has it, else in float32.
+        """Read a model, in the numbers that ``dtype_on`` names.
 
         No code that a model brings along is run, and only safetensors are read. Nothing is fetched but a hub id that
         is not in the hub's cache.
@@ -75,10 +78,8 @@ class Writer:
                 not installed.
         """
         path = find_model(name)
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        model = load_causal(path, torch.bfloat16 if bf16 else torch.float32)
-        if adapter is not None:
-            model = _adapted(model, adapter)
+        dtype = dtype_on(device, path)
+        model = load_causal(path, dtype) if adapter is None else adapted(path, adapter).to(dtype)
         return cls(name, path, model.to(device).eval(), load_tokenizer(path), device)
 
     @cached_property
@@ -264,6 +265,27 @@ def answer_of(tokenizer: Any, line: str) -> Prompt:
     return [{"role": "assistant", "content": line}] if tokenizer.chat_template else f" {line}"
 
 
+def dtype_on(device: torch.device, path: Path) -> torch.dtype:
+    """Return the numbers that a model computes in on a device: bfloat16 where that is fast, else float32.
+
+    That is on a GPU that has it, and on a CPU with matrix units for it (AMX), where 576 x 1,536 weights times 32 rows
+    take a third of the time; models less than ``WIDE`` would lose more to conversions than they gain.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    told: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch has not always told
+    units = device.type == "cpu" and bool(told.get("amx_bf16", False))
+    return torch.bfloat16 if units and _width(path) >= WIDE else torch.float32
+
+
+def _width(path: Path) -> int:
+    with quiet_transformers(path):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
 def load_causal(path: Path, dtype: torch.dtype) -> Any:
     """Return the causal language model of a directory.
 
@@ -309,7 +331,13 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
         tokenizer.save_pretrained(directory)
 
 
-def _adapted(model: Any, adapter: Path) -> Any:
+def adapted(path: Path, adapter: Path) -> Any:
+    """Return a model with a LoRA adapter merged into its weights, in float32: bfloat16 would round most of it away.
+
+    Raises:
+        InputError: The directory holds no adapter, or the model's none that transformers can read.
+    """
+    model = load_causal(path, torch.float32)
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(
             "not a LoRA adapter", where=adapter, expected="a directory with adapter_config.json and *.safetensors"

@@ -78,6 +78,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return None
     if float in options and isinstance(value, str) and _EXPONENT.fullmatch(value):
         value = float(value)
+    if isinstance(value, dict):  # `SomeConfig | None`
+        for option in options:
+            if dataclasses.is_dataclass(option):
+                return from_dict(typing.cast("type[Any]", option), value, where)
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError("not a finite number", where=where, got=value)
     for option in options:

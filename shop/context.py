@@ -16,6 +16,8 @@ from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST, FeatureSchema, FeatureTally
 from hawker.shop.language import Encoder
 from hawker.shop.logs import affinity_columns, feature_columns
+from hawker.shop.search import COLUMNS as QUERY
+from hawker.shop.search import Search, with_query
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -49,10 +51,13 @@ class ContextBuilder:
     Attributes:
         shopper: Schema of the shopper features.
         catalog: The items.
+        search: What queries have to do with items, in shops with a search box: then the schema has its columns, and a
+            query's match with an item is part of their affinity. ``to_dict`` leaves it out: it is stored apart.
     """
 
     shopper: FeatureSchema
     catalog: Catalog
+    search: Search | None = None
 
     @classmethod
     def fit(cls, impressions: pd.DataFrame, items: pd.DataFrame, encoder: Encoder | None = None) -> ContextBuilder:
@@ -79,6 +84,10 @@ class ContextBuilder:
             )
         return FeatureTally([*TIME, *found])
 
+    def searching(self, search: Search) -> ContextBuilder:
+        """Return the builder of the same shop with a search box."""
+        return ContextBuilder(with_query(self.shopper), self.catalog, search)
+
     def from_impressions(self, impressions: pd.DataFrame) -> Context[npt.NDArray[Any]]:
         """Return the context of every row, with the whole catalog as candidates."""
         n, n_items = len(impressions), len(self.catalog)
@@ -94,16 +103,33 @@ class ContextBuilder:
         )
 
     def encode_shoppers(self, impressions: pd.DataFrame) -> npt.NDArray[np.float32]:
-        """Return each row's shopper features and time of day, shape (n, D)."""
-        return self.shopper.encode(with_time(impressions))
+        """Return each row's shopper features, time of day and query, shape (n, D)."""
+        return self.shopper.encode(self._with_query(with_time(impressions), impressions))
+
+    def _with_query(self, known: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+        """Add the columns of the queries of rows, if there is a search box."""
+        if self.search is None or "query" not in rows:
+            return known
+        code, queries = pd.factorize(rows["query"])
+        columns = self.search.columns([*queries, None])[code]
+        return known.assign(**dict(zip(QUERY, columns.T, strict=True)))
 
     def own_affinity(self, impressions: pd.DataFrame, item: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return each row's recorded affinity with the item it shows, catalog index ``item`` (n,); 0 where unknown."""
+        """Return each row's affinity with the item it shows, catalog index ``item`` (n,); 0 where none is recorded.
+
+        The match of the row's query counts, see ``search``.
+        """
         affinity = np.zeros(len(impressions), np.float32)
         columns = affinity_columns(impressions)
         for own, column in zip(self.catalog.index(columns, "affinity columns"), columns.values(), strict=True):
             rows = np.flatnonzero(item == own)
             affinity[rows] = np.nan_to_num(impressions[column].to_numpy(np.float32)[rows])
+        if self.search is not None and "query" in impressions:
+            code, queries = pd.factorize(impressions["query"])
+            for start in range(0, len(queries), 256):  # queries whose matches with all items are held at once
+                here = np.flatnonzero((code >= start) & (code < start + 256))
+                match = self.search.match(list(queries[start : start + 256]))
+                affinity[here] += match[code[here] - start, item[here]]
         return affinity
 
     def from_request(self, request: Any, where: object) -> Context[npt.NDArray[Any]]:
@@ -111,16 +137,18 @@ class ContextBuilder:
 
         Args:
             request: ``{"timestamp": ISO 8601 with zone, "shopper": {feature: value}, "affinity": {item_id: value},
-                "candidates": [item_id]}``. Only the timestamp is required: a feature left out counts as unknown, and
-                without candidates the whole catalog is eligible.
+                "candidates": [item_id], "query": text}``. Only the timestamp is required: a feature left out counts as
+                unknown, and without candidates the whole catalog is eligible. A query that says nothing is none, and
+                so is every query in a shop without a search box.
             where: The file the request came from, for the messages.
 
         Raises:
             InputError: An unknown key, feature or item, a value of the wrong type, no candidate.
         """
-        _check_keys(request, ("timestamp", "shopper", "affinity", "candidates"), where)
+        _check_keys(request, ("timestamp", "shopper", "affinity", "candidates", "query"), where)
+        query = query_of(request, where)
         shopper, affinity_by_id = request.get("shopper", {}), request.get("affinity", {})
-        _check_keys(shopper, [c for c in self.shopper.columns if c not in TIME], f"{where}: shopper")
+        _check_keys(shopper, [c for c in self.shopper.columns if c not in (*TIME, *QUERY)], f"{where}: shopper")
         for name, value in shopper.items():
             if value is not None and name in self.shopper.numeric and not _is_finite(value):
                 raise InputError("not a number", where=f"{where}: shopper.{name}", got=value, expected="a number")
@@ -135,7 +163,7 @@ class ContextBuilder:
         if timestamp is None or pd.isna(timestamp) or timestamp.tzinfo is None:
             expected = "ISO 8601 with a time zone"
             raise InputError("bad timestamp", where=where, got=request["timestamp"], expected=expected)
-        row = pd.DataFrame([{**shopper, "timestamp": timestamp.tz_convert("UTC")}])
+        row = pd.DataFrame([{**shopper, "timestamp": timestamp.tz_convert("UTC"), "query": query}])
         _check_keys(affinity_by_id, self.catalog.item_ids, f"{where}: affinity")
         affinity = np.zeros((1, len(self.catalog)), np.float32)
         for item, value in affinity_by_id.items():
@@ -148,8 +176,10 @@ class ContextBuilder:
         candidates = self.catalog.index(ids, f"{where}: candidates")
         if len(np.unique(candidates)) < len(candidates):
             raise InputError("a candidate is listed twice", where=f"{where}: candidates")
+        if self.search is not None:
+            affinity = affinity + self.search.match([query])
         mask = np.ones((1, len(candidates)), bool)
-        return Context(self.shopper.encode(with_time(row)), candidates[None], mask, affinity[:, candidates])
+        return Context(self.encode_shoppers(row), candidates[None], mask, affinity[:, candidates])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schemas as JSON values."""
@@ -165,6 +195,18 @@ class ContextBuilder:
 
 TIME = ["hour_sin", "hour_cos"]
 """The time features: the hour of the day (UTC) as a point on the unit circle."""
+
+
+def query_of(request: dict[str, Any], where: object) -> str | None:
+    """Return the query of a request or of a page of its history.
+
+    Raises:
+        InputError: It is no text.
+    """
+    query = request.get("query")
+    if query is not None and not isinstance(query, str):
+        raise InputError("not a text", where=f"{where}: query", got=query, expected="what was typed, or null")
+    return query
 
 
 def with_time(rows: pd.DataFrame) -> pd.DataFrame:

@@ -58,6 +58,8 @@ class BazaarWorld:
         launched: False for items that come after the logs, shape (I,).
     """
 
+    _has_search_box = False
+
     def __init__(self, parameters: BazaarParameters, device: torch.device, encoder: Encoder | None = None) -> None:
         """Open the shop.
 
@@ -67,9 +69,12 @@ class BazaarWorld:
             encoder: Turns the items' texts into catalog vectors; without one the catalog has no texts.
 
         Raises:
-            InputError: No item is launched and in stock.
+            InputError: No item is launched and in stock, or the parameters have a search box that is ignored here.
         """
         p = self.parameters = parameters
+        if p.search is not None and not self._has_search_box:
+            remedy = "try it with `hawker bench search`"
+            raise InputError("a bazaar with a search box", where=p.name, expected="one without", remedy=remedy)
         self.digest, self.device, self.size = p.digest, device, p.shop.size
         self.items = make_items(p)
         self.builder = ContextBuilder(_schema(p), Catalog.from_items(self.items.table, encoder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from hawker.shop.config import from_dict, to_dict
 from hawker.shop.errors import InputError, did_you_mean
 
 Rows = tuple[tuple[float, ...], ...]
+
+GRADES = 4
+"""Grades of relevance, from 0, nothing of what is wanted, to 3."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,29 @@ class ComeBack:
 
 
 @dataclass(frozen=True)
+class Synonyms:
+    """Other words for a category, a kind of item or a style, which titles do not have."""
+
+    of: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SearchBox:
+    """Visits that begin with a query; the comments of ``data/search.yaml`` give units and meaning."""
+
+    share: float
+    found: int
+    taste: float
+    kind: float
+    style: float
+    synonym: float
+    click: tuple[float, ...]
+    conversion: tuple[float, ...]
+    synonyms: tuple[Synonyms, ...]
+
+
+@dataclass(frozen=True)
 class Cue:
     """What a line of copy can say, and the surface forms that say it: those that occur in logs, those that do not."""
 
@@ -220,11 +247,15 @@ class BazaarParameters:
     leave: Leave
     come_back: ComeBack
     lexicon: Lexicon
+    search: SearchBox | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the parameters as canonical JSON, 64 hex digits: the same world, the same digest."""
-        return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()
+        values = to_dict(self)
+        if self.search is None:  # a shop without a search box is what it was before there were any
+            del values["search"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 _BASE = ("bazaar", "lexicon")
@@ -254,7 +285,7 @@ def load_bazaar(variant: str | Path | None = None) -> BazaarParameters:
     if variant is not None and str(variant) not in _BASE[:1]:
         where = f"{variant}.yaml" if str(variant) in shipped_variants() else Path(variant)
         change = _read(_variant_text(variant), where)
-        values = _merged(values, {"name": Path(variant).stem, **change}, where)
+        values = _merged(values | {"search": None}, {"name": Path(variant).stem, **change}, where)
     parameters = from_dict(BazaarParameters, values, where)
     _check(parameters, where)
     return parameters
@@ -370,5 +401,29 @@ def _check(p: BazaarParameters, where: object) -> None:
     }
     for name, values in probabilities.items():
         within(name, values, 0.0, 1.0)
+    if p.search is not None:
+        _check_search(p, p.search, length, within, where)
     within("come_back: shape", (p.come_back.shape,), 1e-3, 100.0)
     within("come_back: max_days", (p.come_back.max_days,), 1, 100_000)
+
+
+def _check_search(
+    p: BazaarParameters,
+    search: SearchBox,
+    length: Callable[[str, tuple[Any, ...], int, str], None],
+    within: Callable[[str, tuple[float, ...], float, float], None],
+    where: object,
+) -> None:
+    """Refuse a search box that nobody can use; ``length`` and ``within`` are those of ``_check``."""
+    for name, shares in (("share", search.share), ("kind", search.kind), ("style", search.style)):
+        within(f"search: {name}", (shares,), 0.0, 1.0)
+    within("search: synonym", (search.synonym,), 0.0, 1.0)
+    within("search: found", (search.found,), 0, p.shop.candidates)
+    length("search: click", search.click, GRADES, "grade of relevance")
+    length("search: conversion", search.conversion, GRADES, "grade of relevance")
+    names = {noun for category in p.categories for noun in category.nouns}
+    names |= {category.name for category in p.categories} | {style.name for style in p.styles}
+    for synonyms in search.synonyms:
+        if synonyms.of not in names:
+            remedy = did_you_mean(synonyms.of, sorted(names))
+            raise InputError("a synonym of nothing", where=f"{where}: search: synonyms", got=synonyms.of, remedy=remedy)

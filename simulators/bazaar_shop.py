@@ -28,6 +28,8 @@ class BazaarItems:
         reliability: Reliability of the provider in 0..1, shape (n,).
         appeal: What each segment thinks of each item, in logits, shape (segments, n).
         launched: False for items that come after the logs, shape (n,).
+        noun: Number of the kind among those of its category, shape (n,).
+        style: Number of the style, shape (n,).
     """
 
     table: pd.DataFrame
@@ -36,6 +38,8 @@ class BazaarItems:
     reliability: Floats
     appeal: Floats
     launched: Bools
+    noun: npt.NDArray[np.int64]
+    style: npt.NDArray[np.int64]
 
 
 def make_items(p: BazaarParameters) -> BazaarItems:
@@ -92,7 +96,7 @@ def make_items(p: BazaarParameters) -> BazaarItems:
         }
     )
     reliability = np.array([entry.reliability for entry in p.providers])[provider]
-    return BazaarItems(table, category, quality, reliability, appeal, launched)
+    return BazaarItems(table, category, quality, reliability, appeal, launched, noun, style)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from hawker.shop.decision import EMPTY, Decision
 from hawker.shop.errors import InputError
 from hawker.shop.tables import write_table
 from hawker.simulators.bazaar import DAY, BazaarWorld
+from hawker.simulators.search_bazaar import SearchBazaar
 from hawker.simulators.world import Shoppers
 
 START = pd.Timestamp("2026-01-05", tz="UTC")
@@ -46,7 +47,8 @@ class Proposer(Protocol):
 
 Columns = dict[str, Tensor]
 """Pages by column, (n, ...) each: those of ``hawker.simulators.bazaar_pages.Pages`` without features, and candidates,
-revenue, price, propensity (n, K) and log_prob_PART (n,) where the strategy gave them."""
+revenue, price, propensity (n, K) and log_prob_PART (n,) where the strategy gave them, and query (n,) in a shop with a
+search box."""
 
 
 def simulate(
@@ -92,6 +94,7 @@ def _page(
     slate, n = decision.slate, len(decision.slate)
     none = torch.full((n,), EMPTY, device=slate.device)
     page: Columns = {
+        **({"query": here.state["query"]} if "query" in here.state else {}),
         "page": here.state["page"],
         "slate": slate,
         "copy": torch.full_like(slate, EMPTY) if decision.copy is None else decision.copy,
@@ -222,6 +225,9 @@ def _tables(
         "price_shown": pa.array(pages["price"][filled].double().numpy().round(2)),
         "ad_bid": pa.array(bid, mask=~is_ad.numpy()),
     }
+    if "query" in pages:
+        assert isinstance(world, SearchBazaar)
+        table["query"] = _coded(pages["query"][row], world.queries)
     if "propensity" in pages:
         table["propensity"] = pa.array(pages["propensity"][filled].double().numpy().clip(max=1.0))
     for i, feature in enumerate(known):

@@ -72,7 +72,9 @@ def fit(logs_path: Path, out: Path, config: FitConfig, progress: Progress) -> tu
                 log, builder, size, config, first, generator, device, progress, lines, offers
             )
         origin = (Path(logs_path), stream.digest)
-        shoppers = FittedShoppers(builder, size, config, ensembles, arrivals, *origin, parts.support, lines)
+        shoppers = FittedShoppers(
+            builder, size, config, ensembles, arrivals, *origin, parts.support, lines, asked=parts.asked
+        )
         progress("measuring fidelity on rows that no model has seen")
         split = {"unit": parts.unit, "parts": {name: part.to_dict() for name, part in parts.summaries.items()}}
         report = measure_fidelity(shoppers, parts.logs, split)

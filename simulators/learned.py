@@ -97,6 +97,7 @@ class LearnedWorld:
         self._knows_affinity = bool(arrivals.affinity.any())
         # A new visit has new candidates where the log tells which a visit had, unless affinities belong to them.
         self._retrieves = len(self._arrivals.candidates) > 1 and not self._knows_affinity
+        self._knows_affinity = self._knows_affinity or builder.search is not None  # that of a query comes with it
 
     def arrive(self, n: int, generator: torch.Generator) -> Shoppers:
         """Return n shoppers drawn from the logs; members are dealt out evenly, to a few from a random start."""

@@ -41,7 +41,8 @@ class ReadWorld:
 
     Contexts are those of the reader's shop: ``shopper`` holds the features that the logs know, and what the
     reader's memory says (columns ``history.*``); ``affinity`` the logarithm of what each candidate is expected to be
-    worth at once, at a page's best position, by the weights of a reward for clicks and purchases. Columns ``effect.*``
+    worth at once, at a page's best position, by the weights of a reward for clicks and purchases; in a shop with a
+    search box, with the match of the visit's query, which the world's own affinity is. Columns ``effect.*``
     of ``shopper`` say by what factor each offer tier and each line change that, as logarithms; of lines that the
     ensemble understands beside those of its log there are none. What things are worth is said by the ensemble's classes
     of taste.
@@ -83,7 +84,7 @@ class ReadWorld:
         assert self._frozen.memory is not None
         self._memory = self._frozen.memory
         self._likes_affinity = any(bool(head.affinity_effect != 0) for head in model.heads)
-        self._reward = reward
+        self._reward, self._searches = reward, builder.search is not None
         self._numbers, self._told = len(builder.shopper.numeric), TOLD + model.memory.wishes
         self.tastes = ensemble.tastes.requires_grad_(False).eval()
         self._tables, effects = self.tastes.utilities(), _effect_names(model)
@@ -159,6 +160,8 @@ class ReadWorld:
         effects = self._class_effects(belief, worth, *by_class)
         shopper = torch.cat([numbers, told, readable, clock, believed, *effects, categories], 1)
         affinity = worth.clamp(min=1e-6).log()
+        if self._searches:  # what was recorded is a query's match
+            affinity = affinity + context.affinity
         kept = own | {"memory": before.memory, "told": told, "shopper": context.shopper, "affinity": context.affinity}
         state_of = here.state | {OWN + name: value for name, value in kept.items()}
         return replace(here, context=replace(context, shopper=shopper, affinity=affinity), state=state_of)

@@ -21,17 +21,23 @@ from hawker.shop.language import load_encoder
 from hawker.shop.lines import Lines
 from hawker.shop.logs import Logs, read_logs
 from hawker.shop.models import home
+from hawker.shop.search import Search
 from hawker.simulators.appeal import ARCHITECTURES, Recorded
 from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
+from hawker.simulators.query_world import Asked, QueryWorld
+from hawker.simulators.retrieval import eligible_items
+from hawker.simulators.search_bazaar import SearchBazaar
 from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel
 from hawker.simulators.split import PARTS, three_way
 from hawker.simulators.support import Support
 from hawker.simulators.taste_classes import TasteClasses
+from hawker.simulators.world import World
 
 META = "shoppers.json"
 LINES = "lines.safetensors"
 SUPPORT = "support.safetensors"
+ASKED = "queries.json"
 FIRST_ARCHITECTURE = {"train": 0, "judge": 2}
 """Where each ensemble starts in the list of architectures: the judge's members are built differently."""
 
@@ -53,6 +59,7 @@ class FittedShoppers:
         support: What the part of the log to train against shows how often.
         lines: The bank of lines that the log shows, and further ones that are understood; None where it shows none.
         digest: SHA-256 of the artefact's list of checksums; empty before it was written.
+        asked: What is asked for in a shop with a search box, see ``builder.search``; None without one.
     """
 
     builder: ContextBuilder
@@ -65,12 +72,25 @@ class FittedShoppers:
     support: Support
     lines: Lines | None = None
     digest: str = ""
+    asked: Asked | None = None
 
     def world(self, role: Role, doubts: bool = False) -> LearnedWorld:
         """Return the world to train against, or the judge's; ``doubts``: one that tells what it is not sure of."""
         lines = () if self.lines is None else self.lines.texts
         fitted = (self.builder, self.ensembles[role], self.arrivals[role], self.size, lines)
         return LearnedWorld(*fitted, self.support, doubts)
+
+    def searched(self, world: World) -> World:
+        """Return a world of these shoppers, or a gold one, with the queries of its visits read, where it has any."""
+        search, candidates = self.builder.search, self.arrivals["train"]
+        if search is None or self.asked is None:
+            return world
+        eligible = eligible_items(candidates, len(self.builder.catalog)).cpu().numpy()
+        if isinstance(world, LearnedWorld):
+            return QueryWorld(world, search, self.asked.texts, eligible, self.asked.visits, self.asked.silent)
+        if isinstance(world, SearchBazaar):
+            return QueryWorld(world, search, world.queries, eligible)
+        return world
 
     def with_lines(self, texts: Sequence[str]) -> FittedShoppers:
         """Return the same shoppers, who understand further lines of copy, too, as those who wrote like them.
@@ -142,6 +162,9 @@ class FittedShoppers:
             {"vectors": torch.from_numpy(np.array(self.builder.catalog.vectors))}, directory / "items.safetensors"
         )
         self.support.save(directory / SUPPORT)
+        if self.builder.search is not None and self.asked is not None:
+            self.builder.search.save(directory)
+            write_json(directory / ASKED, asdict(self.asked))
         if self.lines is not None:
             text = {"vectors": self.lines.vectors, "centre": self.lines.centre, "axes": self.lines.axes}
             save_file({name: torch.from_numpy(np.array(array)) for name, array in text.items()}, directory / LINES)
@@ -181,6 +204,9 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
     try:
         vectors = load_file(directory / "items.safetensors")["vectors"].numpy()
         builder = ContextBuilder.from_dict(meta["builder"], vectors, directory / META)
+        builder, asked = replace(builder, search=Search.load(directory)), None
+        if builder.search is not None:
+            asked = Asked.from_dict(read_json(directory / ASKED), directory / ASKED)
         config = from_dict(FitConfig, meta["config"], directory / META)
         lines = None
         if meta["lines"] is not None:
@@ -206,7 +232,7 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
             )
         digest, support = sha256(directory / "checksums.json"), Support.load(directory / SUPPORT, device)
         logs = (Path(meta["logs"]), meta["logs_digest"])
-        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, support, lines, digest)
+        return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, support, lines, digest, asked)
     except (KeyError, TypeError, RuntimeError, SafetensorError, FileNotFoundError) as error:
         raise InputError("not shoppers of this version", where=directory, got=str(error).splitlines()[0]) from None
 

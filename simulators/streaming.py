@@ -25,6 +25,7 @@ from hawker.shop.language import Encoder
 from hawker.shop.lines import Lines
 from hawker.shop.stream import LogStream
 from hawker.simulators.arrivals import chosen_units, first_rows
+from hawker.simulators.query_world import Asked, QueryTally
 from hawker.simulators.rows import encode_piece
 from hawker.simulators.split import PARTS, deal
 from hawker.simulators.stored import LogWriter, StoredLog
@@ -39,7 +40,7 @@ PIECE = 500_000
 LARGEST = {"position": 1_000, "offer": 100}
 """What a log may number: every position and every discount tier, from 0, has parameters of its own."""
 
-_UNUSED = ("propensity", "query", "price_shown", "ad_bid")
+_UNUSED = ("propensity", "price_shown", "ad_bid")
 """Columns that no shopper model reads."""
 
 
@@ -94,6 +95,7 @@ class EncodedParts:
         logs: Each part.
         arrivals: The impressions that shoppers of a part, thinned where they are many, appeared with, in order of time.
         support: What the part to train against shows how often.
+        asked: What is asked for in the part to train against; None where no query says anything.
     """
 
     builder: ContextBuilder
@@ -104,6 +106,7 @@ class EncodedParts:
     logs: dict[str, StoredLog]
     arrivals: dict[str, pd.DataFrame]
     support: Support
+    asked: Asked | None = None
 
 
 def encode_parts(
@@ -124,7 +127,7 @@ def encode_parts(
     units = Units.of(stream.who())
     unit = "shopper" if len(units.ids) else "time"
     part = deal(len(units), unit, shares, seed)
-    tally = ContextBuilder.tally(stream.columns)
+    tally, queries = ContextBuilder.tally(stream.columns), QueryTally()
     file = _files(units, part)
     dealt = _Dealt({i: [scratch / f"piece-{n}" for n in np.unique(file[part == i])] for i in range(len(PARTS))})
     writers: dict[int, pq.ParquetWriter] = {}
@@ -132,6 +135,7 @@ def encode_parts(
         code = units.codes(rows)
         _see(dealt, rows, part[code])
         tally.add(with_time(rows[part[code] == 0]))
+        queries.add(rows[part[code] == 0])
         _deal(writers, _plain(rows), file[code], scratch)
     for open_file in writers.values():
         open_file.close()
@@ -142,6 +146,9 @@ def encode_parts(
                 "too large a number", where=where, got=largest, expected=expected, remedy="number them anew"
             )
     builder = ContextBuilder(tally.schema(), Catalog.from_items(stream.items, encoder))
+    learned = queries.learned(stream.items, builder.catalog, encoder)
+    if learned is not None:
+        builder = builder.searching(learned[0])
     lines = None
     if encoder is not None and dealt.copy:
         lines = Lines.from_impressions(pd.DataFrame({"copy": pd.Series(sorted(dealt.copy), dtype="str")}), encoder)
@@ -165,7 +172,8 @@ def encode_parts(
         logs[name], arrivals[name] = writer.close(), _sorted(pd.concat(firsts, ignore_index=True))
     assert support is not None
     summaries = dict(zip(PARTS, dealt.parts, strict=True))
-    return EncodedParts(builder, lines, dealt.largest, unit, summaries, logs, arrivals, support)
+    asked = None if learned is None else learned[1]
+    return EncodedParts(builder, lines, dealt.largest, unit, summaries, logs, arrivals, support, asked)
 
 
 def _files(units: Units, part: npt.NDArray[np.int8]) -> IntArray:

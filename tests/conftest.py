@@ -39,6 +39,7 @@ from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import write_logs
 from hawker.simulators.fit import fit
+from hawker.simulators.search_bazaar import open_bazaar
 from hawker.simulators.store import load_shoppers
 
 # Derandomised, so that a red run can be repeated; no deadline, because the machine may be busy.
@@ -101,8 +102,27 @@ def remembering_items(remembering: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session")
 def served_pages(remembering: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``run`` with a page strategy of random weights, its ``bundle``, the export's ``report.json``; not to change."""
-    directory = tmp_path_factory.mktemp("served")
-    shutil.copytree(remembering / "run", directory / "run")
+    return _served(remembering, tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def searching(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``remembering``, of the bazaar with a search box."""
+    directory = tmp_path_factory.mktemp("searching")
+    world = open_bazaar("search", torch.device("cpu"))
+    write_logs(world, logging_strategy(world, "popularity"), directory / "logs", 80, 14, seed=1)
+    _fit(directory, members=1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def served_search(searching: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``served_pages``, of ``searching``."""
+    return _served(searching, tmp_path_factory.mktemp("served-search"))
+
+
+def _served(fitted: Path, directory: Path) -> Path:
+    shutil.copytree(fitted / "run", directory / "run")
     config = replace(WHOLE_PAGES, ad_gap=3)
     shoppers = load_shoppers(directory / "run" / "shoppers", torch.device("cpu"))
     world = read(shoppers, shoppers.world("train"), config.reward)
@@ -155,8 +175,8 @@ def served_bank(remembering: Path, served_pages: Path, tmp_path_factory: pytest.
     return directory
 
 
-def _fit(directory: Path) -> None:
-    config = FitConfig(members=2, epochs=1, device="cpu")
+def _fit(directory: Path, members: int = 2) -> None:
+    config = FitConfig(members=members, epochs=1, device="cpu")
     fit(directory / "logs", directory / "run" / "shoppers", config, lambda line: None)
 
 

@@ -18,11 +18,11 @@ from hawker.policies.writer import load_causal
 ASKED = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
-def adapted(path: Path) -> Any:
+def adapted(path: Path, numbers: torch.dtype = torch.float32) -> Any:
     """A model with a LoRA adapter that does something, as trl's trainers leave it."""
     from peft import get_peft_model
 
-    model = load_causal(path, torch.float32)
+    model = load_causal(path, numbers)
     add_fused_lm_head(model, temperature=0.7, outputs=ASKED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are on their way out
@@ -74,6 +74,25 @@ def test_answers_and_gradients_are_trls(path: Path):
     assert torch.equal(theirs.label_mask, ours.label_mask)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(slope, same, strict=True))
     assert model(**{k: v for k, v in batch().items() if k != "labels"}).logits.shape[:2] == (6, 12)
+
+
+def test_in_bfloat16_the_adapter_keeps_its_float32(path: Path):
+    """Answers and slopes stay close to those of float32; what learns, and its slopes, are float32."""
+    exact, low = adapted(path), adapted(path, torch.bfloat16)
+    for model in (exact, low):
+        read_prompts_once(trainer_of(model), 0.7)
+    (theirs, slope), (ours, rough) = answered(exact, batch()), answered(low, batch())
+    assert torch.allclose(theirs.log_probs, ours.log_probs.float(), atol=0.1)
+    assert {each.dtype for each in rough} == {torch.float32}
+    flat, other = (torch.cat([each.flatten() for each in some]) for some in (slope, rough))
+    assert torch.nn.functional.cosine_similarity(flat, other, dim=0) > 0.99
+    said = low.generate(
+        input_ids=batch()["input_ids"][:, :7],
+        attention_mask=batch()["attention_mask"][:, :7],
+        generation_config=GenerationConfig(eos_token_id=0, pad_token_id=1, max_new_tokens=4, temperature=1.0),
+    )
+    assert said.shape[0] == 6
+    assert 8 <= said.shape[1] <= 11
 
 
 @pytest.mark.parametrize("begin", [1, 12])

@@ -108,7 +108,7 @@ def test_it_learns_what_shoppers_like_and_keeps_the_rules(small_lm: Path, tmp_pa
     def warm(items: Any, audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
         return {"total": np.array([0.1 + 0.05 * ("Warm" in line) for line in lines])}
 
-    options = {"steps": 15, "batch": 16, "rows": 16, "group": 8, "tokens": 16, "diversity": 0.0}
+    options = {"steps": 15, "batch": 16, "rows": 16, "group": 8, "tokens": 16, "diversity": 0.0, "decay": False}
     config = GrpoConfig(**{**CONFIG.__dict__, **options})
     path, report = run_grpo(tmp_path, fluent, config, answers=warm, guardrails=Guardrails.load())
     totals = [entry["shoppers/total"] for entry in report["history"]]

@@ -40,6 +40,11 @@ def shoppers(items: Sequence[str], audiences: Sequence[str], discounts: Sequence
     return {"click": click, "conversion": 0.1 * click, "total": 1.1 * click}
 
 
+def shoppers_alike(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+    """Like every line."""
+    return {"total": np.full(len(lines), 0.2)}
+
+
 def made(answers: Any = shoppers, preferences: Any = None, **options: Any) -> WriterReward:
     config = GrpoConfig(batch=4, rows=2, group=2, **options)
     reward = WriterReward(ASSIGNMENTS, answers, Guardrails.load(), Base(), [END], config, preferences)  # type: ignore[arg-type]
@@ -110,6 +115,33 @@ def test_one_line_for_everything_costs():
     rewards, logged = ask(made(diversity=4.0, hit=0.0), same, [0, 0, 1, 1])
     assert logged["line/repeated"] == 1.0
     assert rewards == pytest.approx([-4.0] * 4, abs=0.5)
+
+
+def test_a_phrase_costs_the_more_the_wider_it_has_spread():
+    """ "warm days" stands in two of the other three lines, "cold days" in none: 2/3 of the weight against nothing."""
+    rewards, logged = ask(
+        made(shoppers_alike, diversity=3.0, fluency=0.0, hit=0.0),
+        ["warm days", "warm days", "cold days", "warm days"],
+        [0, 0, 0, 0],
+    )
+    assert rewards == pytest.approx([-2.0, -2.0, 0.0, -2.0])
+    assert logged["penalty/diversity"] == pytest.approx(1.5)
+    assert logged["line/repeated"] == pytest.approx(0.5)
+
+
+def test_a_line_is_judged_once_for_a_brief():
+    asked: list[Any] = []
+
+    def listening(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+        asked.append(list(zip(items, lines, strict=True)))
+        return shoppers(items, audiences, discounts, lines)
+
+    once = made(listening, diversity=0.0)
+    rewards, logged = ask(once, [PLAIN, GOOD, PLAIN, PLAIN], [0, 0, 0, 1])
+    assert asked[-1] == [("pot", PLAIN), ("pot", GOOD), ("hat", PLAIN)]
+    assert rewards[0] == rewards[2]
+    assert rewards[1] - rewards[0] == pytest.approx(2.0)
+    assert logged["shoppers/click"] == pytest.approx((0.1 + 0.12 + 0.1 + 0.5) / 4)  # of lines, not of what was asked
 
 
 def test_repetition_by_hand():

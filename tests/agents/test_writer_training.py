@@ -2,13 +2,28 @@
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 
-from hawker.agents.writer_config import SftConfig
-from hawker.agents.writer_training import Stage, adapter, agreement, arguments, digest_of, training, untouched
+from hawker.agents import writer_training
+from hawker.agents.writer_config import GrpoConfig, SftConfig
+from hawker.agents.writer_training import (
+    Stage,
+    adapter,
+    agreement,
+    arguments,
+    digest_of,
+    network,
+    training,
+    untouched,
+    write_stage,
+)
+from hawker.policies.writer import load_causal
 from hawker.shop.artefacts import write_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
@@ -52,6 +67,33 @@ def test_arguments_of_a_cpu(tmp_path: Path):
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 3)
     assert (found["use_cpu"], found["bf16"], found["gradient_checkpointing"]) == (True, False, False)
     assert found["report_to"] == []
+    assert found["lr_scheduler_type"] == "constant"
+    assert arguments(GrpoConfig(device="cpu"), tmp_path)["lr_scheduler_type"] == "linear"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # as peft makes the adapter
+def test_an_adapter_learns_beside_weights_in_bfloat16(small_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is written is the model's own float32 weights and the adapter's, not what bfloat16 left of them."""
+    config = SftConfig(rank=2, device="cpu")
+    plain = load_causal(small_lm, torch.float32)
+    monkeypatch.setattr(writer_training, "dtype_on", lambda device, path: torch.bfloat16)
+    assert network(small_lm, replace(config, rank=0)).dtype == torch.float32  # its weights learn themselves
+    model = network(small_lm, config)
+    assert model.dtype == torch.bfloat16
+    tuned = get_peft_model(model, adapter(config.rank))
+    lora = {name: part for name, part in tuned.named_parameters() if "lora" in name}
+    assert {part.dtype for part in lora.values()} == {torch.float32}
+    with torch.no_grad():
+        for part in lora.values():
+            part.fill_(0.01)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda same: same), model=tuned)
+    stage = Stage(Run(tmp_path), "sft")
+    write_stage(stage, trainer, str(small_lm), config, {})
+    before, after = (dict(each.named_parameters()) for each in (plain, load_causal(stage.out, torch.float32)))
+    name = "model.layers.0.mlp.up_proj.weight"
+    # Each entry gains 2 (the scale) x rank x 0.01 x 0.01.
+    torch.testing.assert_close(after[name], before[name] + 2 * 2 * 1e-4, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after["model.norm.weight"], before["model.norm.weight"], atol=0, rtol=0)
 
 
 def test_adapter():

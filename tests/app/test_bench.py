@@ -13,13 +13,14 @@ from hawker.app.bench import (
     run_exploits,
     run_leaderboard,
     run_pareto,
+    run_search,
     run_signal,
     run_speed,
     run_why,
     run_writer,
 )
 from hawker.app.cli import _parse
-from hawker.benchmarks import constraints, exploits, leaderboard, pareto, speed, why, writer
+from hawker.benchmarks import constraints, exploits, leaderboard, pareto, search, speed, why, writer
 from hawker.benchmarks.signal import SignalConfig
 from hawker.shop.errors import InputError
 from hawker.shop.logs import read_logs
@@ -205,6 +206,22 @@ def test_reasons_are_removed_as_it_was_asked_for(quick: bool, monkeypatch: pytes
     assert ran == [dataclasses.replace(why.QUICK, seeds=(4,)) if quick else why.WhyConfig(seeds=(4, 5))]
     asked = _parse("bench why", shlex.split(report["command"])[3:])
     assert (asked.quick, asked.seeds) == (quick, ran[0].seeds)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_what_is_typed_is_searched_for_as_it_was_asked_for(quick: bool, monkeypatch: pytest.MonkeyPatch):
+    ran: list[search.SearchConfig] = []
+
+    def bench_search(config: search.SearchConfig, told: Any) -> dict[str, Any]:
+        ran.append(config)
+        return {"figures": {}, "seeds": list(config.seeds), "arms": {}, "details": []}
+
+    monkeypatch.setattr("hawker.app.bench.search.bench_search", bench_search)
+    report = run_search("box.yaml", (4, 5), quick, print)
+    config = dataclasses.replace(search.QUICK, seeds=(4,)) if quick else search.SearchConfig(seeds=(4, 5))
+    assert ran == [dataclasses.replace(config, variant="box.yaml")]
+    asked = _parse("bench search", shlex.split(report["command"])[3:])
+    assert (asked.variant, asked.quick, asked.seeds) == ("box.yaml", quick, ran[0].seeds)
 
 
 def test_writing_needs_trl(monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hawker.app.bench_commands import BENCHES, BenchPareto, BenchSpeed
+from hawker.app.bench_commands import BENCHES, BenchEmbeddings, BenchPareto, BenchSpeed
 from hawker.app.commands import COMMANDS
 from hawker.shop.figures import figure
 
@@ -47,3 +47,21 @@ def test_a_sweep_prints_its_front_and_what_it_costs(
     assert "yes" in printed
     assert "20.000%  [19.000%, 21.000%]" in printed
     assert "- one point costs 3%" in printed
+
+
+def test_encodings_are_told_pool_by_pool_and_a_tie_as_a_tie(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run_embeddings(model: str, seeds: tuple[int, ...], quick: bool, progress: Any) -> dict[str, Any]:
+        assert (model, seeds, quick) == ("small", (4, 5), False)
+        gain = figure(0.4, -0.1, 0.9, 2, "reward a shopper")
+        arms = {pool: {"ppo, tfidf": {"reward": value}} for pool, value in (("new", 51.25), ("known", 62.5))}
+        return {"figures": {"strategist.cold_item_gain_tfidf": gain}, "arms": arms, "notes": ["new items: a tie"]}
+
+    monkeypatch.setattr("hawker.app.bench.run_embeddings", run_embeddings)
+    BenchEmbeddings("small", (4, 5), json=tmp_path / "report.json").run()
+    printed = capsys.readouterr().out
+    for said in ("51.25", "62.5", "[-0.1, 0.9]", "- new items: a tie"):
+        assert said in printed
+    assert printed.index("51.25") < printed.index("62.5"), "pool by pool"
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == ["new items: a tie"]

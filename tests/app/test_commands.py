@@ -294,9 +294,15 @@ def test_demo_hands_its_options_over(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return {"verdict": {}}
 
     monkeypatch.setattr("hawker.app.demo.demo", demo)
-    hawker("demo", "--logs", tmp_path, "--campaign", "women", "--out", tmp_path / "x", "--seed", 7)
+    hawker("demo", "--logs", tmp_path, "--campaign", "women", "--out", tmp_path / "x", "--seed", 7, "--writer", "none")
     hawker("demo", "--json", tmp_path / "d.json")
-    (logs, campaign, run, seed), default = seen
-    assert (logs, campaign, run.path, seed) == (tmp_path, "women", tmp_path / "x", 7)
-    assert (default[0], default[1], default[2].path, default[3]) == (None, "all", Path("runs/demo"), 0)
+    (logs, campaign, run, *others), default = seen
+    assert (logs, campaign, run.path, *others) == (tmp_path, "women", tmp_path / "x", 7, "none")
+    assert (default[0], default[1], default[2].path, *default[3:]) == (
+        None,
+        "all",
+        Path("runs/demo"),
+        0,
+        "smollm2-135m",
+    )
     assert json.loads((tmp_path / "d.json").read_text()) == {"verdict": {}}

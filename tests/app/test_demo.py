@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hawker.app import demo as demos
 from hawker.app.cli import main
 from hawker.app.demo import LATENCY_REQUESTS, example_request, latency, verdict
 from hawker.policies.bundle import Bundle
@@ -116,15 +117,50 @@ def test_latency_is_a_mean_with_its_interval(finished: Path):
     assert 0 < found["low"] < found["value"] < found["high"]
 
 
+def test_both_parts_stand_in_one_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    seen: list[Any] = []
+
+    def second(run: Any, seed: int, writer: Any, clock: Any, config: Any) -> Evidence:
+        seen.append((run.path, seed, writer, config))
+        with clock.stage("bazaar: logs"):
+            return {"verdict": {"text": "what gold says"}}
+
+    monkeypatch.setattr(demos, "open_bandit", lambda logs, campaign, run, seed: {"verdict": {"text": UNTOLD}})
+    monkeypatch.setattr(demos, "bazaar_demo", second)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--seed", "3", "--writer", "none"]) == 0
+    summary = json.loads((tmp_path / "demo/summary.json").read_text())
+    assert summary["verdict"]["text"] == UNTOLD
+    assert summary["bazaar"]["verdict"]["text"] == "what gold says"
+    assert (summary["seed"], list(summary["stages"])) == (3, ["open bandit", "bazaar: logs"])
+    assert seen == [(tmp_path / "demo" / "bazaar", 3, (None, "none was asked for"), None)]
+    printed = capsys.readouterr().out
+    assert "What took how long" in printed
+    assert f"{tmp_path / 'demo/summary.json'}, " in printed
+
+
+def test_a_writer_that_cannot_be_had_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--writer", "smolm2"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no such language model; got 'smolm2'" in said
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.slow
 def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """On the shipped sample, as `make demo` does."""
+    """On the shipped sample, and in the bazaar's shop, as `make demo` does where there is no writer."""
     run = tmp_path / "demo"
-    assert main(["demo", "--out", str(run), "--json", str(tmp_path / "demo.json")]) == 0
+    assert main(["demo", "--out", str(run), "--writer", "none", "--json", str(tmp_path / "demo.json")]) == 0
     summary = json.loads((run / "summary.json").read_text(), parse_constant=pytest.fail)
     assert json.loads((tmp_path / "demo.json").read_text()) == summary
-    for part in ("data", "fidelity", "train", "ope", "ab", "bundle", "decide", "verdict"):
-        figures = summary[part]["figures"]
+    first = {part: summary[part] for part in ("data", "fidelity", "train", "ope", "ab", "bundle", "decide", "verdict")}
+    second = {part: summary["bazaar"][part] for part in ("fidelity", "train", "gold", "bundle", "verdict")}
+    for part, found in [*first.items(), *second.items()]:
+        figures = found["figures"]
         assert figures, part
         assert any(seen["low"] is not None for seen in figures.values()), part
         for name, seen in figures.items():
@@ -137,9 +173,12 @@ def test_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     )
     assert {"dr.random", "dr.bts-clone", "dr.trained"} <= set(summary["ope"]["figures"])
     assert not summary["verdict"]["distinguishable"]  # six held-out clicks can prove nothing
-    assert summary["seconds"] < 180
+    gain = summary["bazaar"]["gold"]["figures"]["pair.likeliest - logging.reward"]
+    assert gain["low"] > 0  # the log's own strategy looks at nobody
+    assert summary["seconds"] < 600
     printed = capsys.readouterr().out
     headings = ["1. Logs", "2. Shoppers", "3. Strategy", "4. Off-policy", "5. Simulated A/B", "6. Bundle", "Verdict"]
+    headings += ["7. A shop whose truth is known", "8. Shoppers", "9. Pages", "11. A/B in gold", "12. Bundle"]
     places = [printed.index(f"\n{heading}: ") for heading in headings]
     assert all(a < b for a, b in pairwise(places))
     assert UNTOLD in printed

@@ -138,6 +138,17 @@ def test_save_and_load(writer: Writer, tmp_path: Path):
         Writer.load(str(tmp_path / "copy"), CPU)
 
 
+@pytest.mark.parametrize(("units", "wide", "fast"), [(True, 32, True), (True, 33, False), (False, 32, False)])
+def test_numbers_to_compute_in(units: bool, wide: int, fast: bool, chat: Path, monkeypatch: pytest.MonkeyPatch):
+    """bfloat16 on a CPU with units for it, where a model is wide enough; what it finds likely stays close."""
+    exact = Writer.load(str(chat), CPU).log_likelihood(None, TEXTS)[0]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units}, raising=False)
+    monkeypatch.setattr(module, "WIDE", wide)
+    loaded = Writer.load(str(chat), CPU)
+    assert loaded.model.dtype == (torch.bfloat16 if fast else torch.float32)
+    assert loaded.log_likelihood(None, TEXTS)[0] == pytest.approx(exact, abs=0.02 if fast else 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # as peft makes the adapter
 def test_an_adapter_is_merged(chat: Path, tmp_path: Path):
     from peft import LoraConfig, get_peft_model

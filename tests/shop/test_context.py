@@ -6,7 +6,9 @@ import pytest
 
 from hawker.shop.context import Context, ContextBuilder
 from hawker.shop.errors import InputError
+from hawker.shop.language import HashedEncoder
 from hawker.shop.logs import read_logs
+from hawker.shop.search import COLUMNS, Search
 
 NOON = "2026-03-01T12:00:00Z"
 
@@ -173,6 +175,37 @@ def test_requests_without_a_time(builder: ContextBuilder, value: object, message
 )
 def test_requests_with_a_bad_part(builder: ContextBuilder, part: dict[str, object], message: str):
     assert_refused(builder, {"timestamp": NOON, **part}, message)
+
+
+def test_a_query_is_read_alike_in_logs_and_requests(impressions: pd.DataFrame, items: pd.DataFrame):
+    """Its columns of the shopper, and its match beside what is recorded; without one nothing is added."""
+    plain = ContextBuilder.fit(impressions, items)
+    titled = items.assign(title=[f"thing {i}" for i in range(len(items))], description="a kite")
+    search = Search.of_items(titled, HashedEncoder(16))
+    box = plain.searching(search.learned(np.array([0.5, 1.0, 1.0, 0.0], np.float32), search.pairs))
+    assert box.shopper.columns == [*plain.shopper.numeric, *COLUMNS, *plain.shopper.categories]
+    row = impressions.iloc[[3]].assign(query="thing 2")
+    request = request_of(row.iloc[0])
+    asked, silent = (box.from_request({**request, "query": query}, "request") for query in ("thing 2", "!"))
+    assert np.array_equal(asked.shopper, box.encode_shoppers(row))
+    start = len(plain.shopper.numeric)
+    assert asked.shopper[0, start] == 1.0
+    assert not silent.shopper[0, start : start + len(COLUMNS)].any()
+    assert_same(silent, box.from_request(request, "request"))
+    expected = plain.from_request(request, "request")
+    assert np.array_equal(silent.affinity, expected.affinity)
+    match = asked.affinity[0] - expected.affinity[0]
+    assert match.argmax() == 2
+    assert match[2] > 1.5
+    for item in range(len(items)):
+        found = box.own_affinity(row, np.array([item]))
+        assert found[0] == pytest.approx(asked.affinity[0, item])
+    assert box.own_affinity(row.assign(query=None), np.array([2]))[0] == expected.affinity[0, 2]
+    assert np.array_equal(plain.encode_shoppers(row), plain.encode_shoppers(impressions.iloc[[3]]))
+    assert_refused(box, {**request, "query": 3}, "request: query: not a text; got 3")
+    assert_refused(
+        box, {"timestamp": NOON, "shopper": {"query.asked": 1}}, "request: shopper: unknown key 'query.asked'"
+    )
 
 
 def test_an_unknown_affinity_in_a_log(builder: ContextBuilder, impressions: pd.DataFrame):

@@ -17,6 +17,7 @@ FROZEN = {
     "inert": "731338096dbaef9a194c9c910a35fa312e1ce3a963cfded73fc60ab47f4256dd",
     "lexicon": "fcd0177163be0b42bee750f545828df4187bb22a2a51f6af308a64cd9c72429a",
     "reading": "24711050c375f64bc6f365985534aab2022d589221d78bbcc11b5775b8e46c7e",
+    "search": "8613838cfb5c6915fd8875c1c53770bc91afb7fdcd8001b2d3d5cfdcb6304ad8",
     "weibull": "5bb67cc22835842344f32e2509eb2eb36cc863896042c9e82e57eb70da6c1c66",
 }
 
@@ -37,12 +38,12 @@ def test_the_data_files_are_those_that_were_frozen():
 def test_parameter_digests():
     digests = {name: load_bazaar(name).digest for name in ("bazaar", *shipped_variants())}
     assert digests["bazaar"] == load_bazaar().digest == DIGEST
-    assert len(set(digests.values())) == 4
+    assert len(set(digests.values())) == 5
 
 
 def test_a_variant_changes_what_it_says_and_nothing_else():
     base, inert = load_bazaar(), load_bazaar("inert")
-    assert shipped_variants() == ("cascade", "inert", "weibull")
+    assert shipped_variants() == ("cascade", "inert", "search", "weibull")
     assert (inert.leave.satisfaction, inert.leave.click, inert.come_back.satisfaction) == (0.0, 0.0, 0.0)
     same = dataclasses.replace(
         inert,

@@ -13,6 +13,7 @@ from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import BazaarParameters, load_bazaar, shipped_variants
 from hawker.simulators.bazaar_reading import RULES, load_reading, read_lines
 from hawker.simulators.bazaar_shop import make_bank
+from hawker.simulators.search_bazaar import open_bazaar
 
 CPU = torch.device("cpu")
 DIGEST = "8c40713ee85e84ef87b1adca6a95202f3ef25070eb11a4c1106136289d54fcfa"
@@ -52,13 +53,14 @@ def test_the_bank_reads_as_it_always_did(parameters: BazaarParameters):
 
 @pytest.mark.parametrize("variant", [None, *shipped_variants()])
 def test_a_world_that_says_its_own_lines_answers_to_the_last_bit(variant: str | None):
-    world = BazaarWorld(load_bazaar(variant), CPU)
+    world = open_bazaar(variant, CPU)
     order = torch.randperm(len(world.lines), generator=torch.Generator().manual_seed(0))
     other = world.with_lines([world.lines[i] for i in order] + [HACKED]).with_lines([world.lines[i] for i in order])
     place = order.argsort()
     here = world.arrive(64, torch.Generator().manual_seed(1))
-    copy = torch.randint(-1, len(order), (64, 8), generator=torch.Generator().manual_seed(2))
-    page = Decision(here.context.candidates[:, :8], torch.zeros(64), copy=copy)
+    size = world.size
+    copy = torch.randint(-1, len(order), (64, size), generator=torch.Generator().manual_seed(2))
+    page = Decision(here.context.candidates[:, :size], torch.zeros(64), copy=copy)
     same = Decision(page.slate, page.log_prob, copy=torch.cat([place, torch.tensor([-1])])[copy])
     one, two = (w.respond(here, d, torch.Generator().manual_seed(3)) for w, d in ((world, page), (other, same)))
     assert torch.equal(one[1].click_probability, two[1].click_probability)
