@@ -299,10 +299,8 @@ def test_a_world_remembers_as_its_models_were_taught(lasting):
 def unbounded(model: ShopperModel) -> ShopperModel:
     """A copy of a model whose memory has no range."""
     free = copy.deepcopy(model)
-    for bound in (free.memory.lowest, free.memory.least):
-        bound.fill_(-torch.inf)
-    for bound in (free.memory.highest, free.memory.most):
-        bound.fill_(torch.inf)
+    for name, bound in {"lowest": -torch.inf, "least": -torch.inf, "highest": torch.inf, "most": torch.inf}.items():
+        getattr(free.memory, name).fill_(bound)
     return free
 
 
