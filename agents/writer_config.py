@@ -46,15 +46,12 @@ class SftConfig(TuneConfig):
         sharpness: How much oftener lines that did well are learned from: weights are the line's lift to this power. 0
             learns from every impression alike.
         prior: Clicks that a line is expected to have had before the log is believed over the average line.
-        voiced: Share of the rows that keep the writer's ear for a brand voice: what the untouched model answers after
-            five logged lines that stand as earlier answers.
     """
 
     steps: int = 200
     surface: str = "headline"
     sharpness: float = 2.0
     prior: float = 10.0
-    voiced: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "sharpness": (0, 100),
     "prior": (1e-3, 1e9),
-    "voiced": (0, 1),
     "group": (2, 1024),
     "tokens": (2, 4096),
     "temperature": (1e-3, 100),

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hawker.agents.writer_config import SftConfig, check
 from hawker.agents.writer_data import LoggedLine, draw_lines
 from hawker.agents.writer_forward import read_prompts_once
@@ -24,11 +22,8 @@ from hawker.agents.writer_training import (
     training,
     write_stage,
 )
-from hawker.agents.writer_voices import voiced_answers
-from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
-from hawker.policies.writer import Writer, answer_of, load_tokenizer, prompt_of
-from hawker.shop.devices import resolve_device
+from hawker.policies.writer import answer_of, load_tokenizer, prompt_of
 from hawker.shop.models import find_model
 from hawker.shop.run import Run
 
@@ -45,8 +40,7 @@ def sft(
     """Fine-tune a language model on logged lines and write it to RUN/writer/sft.
 
     A step's rows are drawn as in `hawker.agents.writer_data.draw_lines`, so that lines that did well are learned
-    from more often; some keep its ear for a voice (`hawker.agents.writer_voices`). The loss is that of the line's
-    tokens and of its end; the prompt's tokens do not count.
+    from more often. The loss is that of the line's tokens and of its end; the prompt's tokens do not count.
 
     Args:
         run: Gets ``writer/sft``, its checkpoint and its curves.
@@ -58,7 +52,7 @@ def sft(
         progress: Called after each step.
 
     Returns:
-        The model's directory and the report (``train.json``); ``voiced`` is how many rows had a voice.
+        The model's directory and the report (``train.json``).
 
     Raises:
         InputError: No such model, no lines that may be shown, or as in `hawker.agents.writer_training.fine_tune`.
@@ -67,12 +61,10 @@ def sft(
     stage = Stage(run, "sft")
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    wanted = config.steps * config.batch
-    drawn = [(each.brief, each.line) for each in draw_lines(lines, guardrails, wanted, config.sharpness, config.seed)]
-    voiced = _voiced(model, lines, guardrails, round(config.voiced * wanted), config)
-    for place, answer in zip(np.random.default_rng(config.seed).permutation(wanted), voiced, strict=False):
-        drawn[place] = answer
-    rows = [{"prompt": prompt_of(tokenizer, brief), "completion": answer_of(tokenizer, line)} for brief, line in drawn]
+    drawn = draw_lines(lines, guardrails, config.steps * config.batch, config.sharpness, config.seed)
+    rows = [
+        {"prompt": prompt_of(tokenizer, drew.brief), "completion": answer_of(tokenizer, drew.line)} for drew in drawn
+    ]
     agree = agreement(config, model, digest_of(rows))
     with training(stage) as scratch:
         from trl.trainer.sft_config import SFTConfig as TrlConfig
@@ -87,15 +79,6 @@ def sft(
         )
         read_prompts_once(trainer)
         report = fine_tune(trainer, stage, agree, resume, progress)
-        report |= {"stage": "sft", "model": model, "lines": len(lines), "voiced": len(voiced), "seed": config.seed}
+        report |= {"stage": "sft", "model": model, "lines": len(lines), "seed": config.seed}
         write_stage(stage, trainer, model, config, report)
     return stage.out, report
-
-
-def _voiced(
-    model: str, lines: Sequence[LoggedLine], guardrails: Guardrails, n: int, config: SftConfig
-) -> list[tuple[Brief, str]]:
-    """Return what the model answers in other voices before it is tuned, as in ``voiced_answers``."""
-    if n == 0:
-        return []
-    return voiced_answers(Writer.load(model, resolve_device(config.device)), lines, guardrails, n, config.seed)

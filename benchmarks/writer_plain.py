@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from hawker.policies.writer import load_tokenizer, prompt_of
 from hawker.shop.models import find_model
 from hawker.shop.run import Run
 
+ROWS = 8
+"""Rows computed at once, at most: each holds its whole prompt here, and 32 took 19 GiB."""
+
 
 def plain_rate(model: str, assignments: Sequence[Assignment], config: GrpoConfig) -> float:
     """Return the tokens a second that trl generates and learns from when the reward costs nothing.
@@ -24,7 +29,8 @@ def plain_rate(model: str, assignments: Sequence[Assignment], config: GrpoConfig
     Args:
         model: The writer to begin with.
         assignments: What there is to write for; the first ones are taken.
-        config: As for `hawker.agents.writer_grpo.grpo`; ``steps`` after a first one that is not counted.
+        config: As for `hawker.agents.writer_grpo.grpo`, but for ``rows``, ``ROWS`` at most; ``steps`` after a first one
+            that is not counted.
     """
     path, clock = find_model(model), _Clock()
     tokenizer = load_tokenizer(path)
@@ -34,7 +40,8 @@ def plain_rate(model: str, assignments: Sequence[Assignment], config: GrpoConfig
         from trl.trainer.grpo_config import GRPOConfig as TrlConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        shared = arguments(config, scratch) | {"max_steps": config.steps + 1, "save_strategy": "no"}
+        parts = replace(config, rows=math.gcd(config.rows, ROWS))
+        shared = arguments(parts, scratch) | {"max_steps": config.steps + 1, "save_strategy": "no"}
         trainer: Any = GRPOTrainer(
             model=network(path, config),
             reward_funcs=_constant,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from hawker.agents import writer_sft
 from hawker.agents.writer_config import SftConfig
 from hawker.agents.writer_data import LoggedLine
 from hawker.agents.writer_sft import sft
@@ -125,28 +124,6 @@ def test_only_the_line_counts(chat: bool, tmp_path: Path):
         log_probs = lm(torch.tensor([start + said])).logits[0].log_softmax(-1)
     by_hand = -np.mean([float(log_probs[len(start) - 1 + k, token]) for k, token in enumerate(said)])
     assert losses(report)[0] == pytest.approx(by_hand, abs=1e-4)
-
-
-def test_rows_with_a_voice(small_lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A share of the rows is what the untouched model answers; where it has nothing to say, the log's lines stay."""
-    heard: dict[str, Any] = {}
-
-    def answers(untouched: Writer, lines: Any, guardrails: Any, n: int, seed: int) -> Any:
-        heard.update(model=untouched.path, n=n, seed=seed)
-        return [(POT, "Slow mornings")] * heard.get("found", n)
-
-    drawn: list[Any] = []
-    plain = writer_sft.dataset
-    monkeypatch.setattr(writer_sft, "voiced_answers", answers)
-    monkeypatch.setattr(writer_sft, "dataset", lambda rows: drawn.extend(rows) or plain(rows))
-    config = SftConfig(**{**CONFIG.__dict__, "steps": 2, "voiced": 0.5, "seed": 7})
-    assert run_sft(tmp_path / "some", small_lm, config)[1]["voiced"] == 4
-    assert (heard["model"], heard["n"], heard["seed"]) == (small_lm, 4, 7)
-    assert sum(row["completion"][0]["content"] == "Slow mornings" for row in drawn) == 4
-    heard["found"] = 0
-    drawn.clear()
-    assert run_sft(tmp_path / "none", small_lm, config)[1]["voiced"] == 0
-    assert {row["completion"][0]["content"] for row in drawn} <= {line.line for line in LINES}
 
 
 def test_every_weight_may_be_trained(small_lm: Path, tmp_path: Path):
