@@ -87,8 +87,8 @@ class Memory(nn.Module):
             ends: Log-odds that visits ended with them (P, 1), then, if known, of coming back after (P, len(EDGES)).
         """
         self.lowest, self.highest = _range(carried[:, self.width : self.width + self.sums])
-        width = sum(part.shape[1] for part in ends)
-        self.least[:width], self.most[:width] = _range(torch.cat(ends, 1))
+        bounds, unknown = _range(torch.cat(ends, 1)), (0, 1 + len(EDGES) - sum(part.shape[1] for part in ends))
+        self.least, self.most = (nn.functional.pad(bound, unknown) for bound in bounds)
 
     def start(self, shopper: Tensor) -> Tensor:
         """Return what new shoppers with scaled features (B, D) begin with, shape (B, H)."""

@@ -80,10 +80,12 @@ def oracle(
     came = {name: found[name].flatten() for name in ("clicked", "converted", "revenue") if name in found}
     summary = model.summary(dataclasses.replace(rows, **came))
     memory = model.memory.after(carried, own.state["gap"], own.state["number"], summary)
-    ends = calibrated(model.leave_odds(memory, own.state["number"]).sigmoid(), calibration[2])
+    least, most = model.memory.least, model.memory.most
+    ends = model.leave_odds(memory, own.state["number"]).clamp(least[0], most[0])
+    ends = calibrated(ends.sigmoid(), calibration[2])
     ends = ends.masked_fill(own.state["number"] + 1 >= longest, 1.0)
     leave = draws[2][:, 0] < ends
-    hazard = calibrated(model.return_odds(memory).sigmoid(), calibration[3])
+    hazard = calibrated(model.return_odds(memory).clamp(least[1:], most[1:]).sigmoid(), calibration[3])
     found |= {"leave": leave, "days": torch.where(leave, draw_days(hazard, draws[3][:, 0]), 0.0)}
     found["leave_probability"] = ends
     return found | {"return_probability": 1 - (1 - hazard[:, :8]).prod(1)}, memory

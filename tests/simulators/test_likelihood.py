@@ -62,7 +62,7 @@ def remembered(journeys: tuple[pd.DataFrame, ...], n: int = 150) -> tuple[Shoppe
     generator = torch.Generator().manual_seed(1)
     model = ShopperModel(builder, 3, Architecture(2, 1, 6), 0.2, generator, everything, lines)
     for parameter in model.parameters():
-        parameter.data.normal_(std=0.3, generator=generator)
+        parameter.data.normal_(std=0.25, generator=generator)
     assert model.memory is not None
     model.memory.mood.weight.data /= 3 * MOOD_SCALE  # or everything is certain
     return model.requires_grad_(False).eval(), encode_log(impressions[:n], builder, lines, CPU).rows
