@@ -110,7 +110,11 @@ def test_members_trained_in_processes_of_their_own_are_the_same(monkeypatch: pyt
 
 
 def test_a_fit_in_mixed_precision_learns_the_same(monkeypatch: pytest.MonkeyPatch, journeys: tuple[pd.DataFrame, ...]):
-    """As on a GPU, with the processor's own bfloat16: other weights, in float32, that predict the log as well."""
+    """As on a GPU, with the processor's own bfloat16: every head is there, and weights stay in float32.
+
+    A log as small as this one can end in either of two fits: with another bootstrap (0) a step size larger by 0.4%
+    moves clicks by 0.26, in exact arithmetic, too.
+    """
     impressions, items, _ = journeys
     builder, config = ContextBuilder.fit(impressions, items), FitConfig(members=1, epochs=3, batch=128)
     lines = Lines.from_impressions(impressions, HashedEncoder())
@@ -119,7 +123,7 @@ def test_a_fit_in_mixed_precision_learns_the_same(monkeypatch: pytest.MonkeyPatc
     for halved in (False, True):
         forced = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=halved)
         monkeypatch.setattr(training, "mixed_precision", lambda device, forced=forced: forced())
-        ensemble = fit_ensemble(log, builder, 3, config, 0, np.random.default_rng(0), CPU, lambda line: None, lines, 3)
+        ensemble = fit_ensemble(log, builder, 3, config, 0, np.random.default_rng(1), CPU, lambda line: None, lines, 3)
         assert {value.dtype for value in ensemble.models[0].parameters()} == {torch.float32}
         with torch.no_grad():
             said.append(predict_rows(ensemble.models[0], log.rows))
@@ -127,4 +131,4 @@ def test_a_fit_in_mixed_precision_learns_the_same(monkeypatch: pytest.MonkeyPatc
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     for head in ("click", "conversion", "leave", "back"):
         exact, halved = (getattr(each, head) for each in said)
-        assert not torch.equal(exact, halved), head
+        assert 0 < (exact - halved).square().mean().sqrt() < 0.05, head
