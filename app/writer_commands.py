@@ -68,49 +68,9 @@ class WriterSft:
         write_report(self.json, report)
 
 
-@dataclass(frozen=True)
-class WriterDpo:
-    """Train the writer on pairs of lines, directly.
-
-    Writes RUN/writer/dpo.
-
-    Args:
-        run_: The run's directory.
-        model: The writer to begin with; by default RUN/writer/sft.
-        pairs: Pairs that people made: what `hawker prefs import` wrote, or JSONL of prompt, chosen and rejected. By
-            default the pairs of lines that the log of RUN/shoppers tells apart.
-        surface: Where the log's lines stood.
-        resume: Go on from the last checkpoint.
-    """
-
-    run_: RunPath
-    model: str | None = None
-    pairs: Path | None = None
-    surface: str = "headline"
-    resume: bool = False
-    config: ConfigFile = None
-    training: OmitArgPrefixes[DpoConfig] = field(default_factory=DpoConfig)
-    json: Json = None
-
-    def run(self) -> None:
-        """Train."""
-        from hawker.agents.writer_prefs import dpo
-        from hawker.shop.devices import choose_threads
-
-        choose_threads()
-        model = self.model or _made(Run(self.run_), "sft")
-        pairs = _pairs(Run(self.run_), self.pairs, model, self.surface)
-        with _progress() as update:
-            path, report = dpo(Run(self.run_), model, pairs, self.training, self.resume, update)
-        _show(path, report)
-        write_report(self.json, report)
-
-
-@dataclass(frozen=True)
-class WriterReward:
-    """Learn a model of preferences from pairs of lines, to stand beside the shoppers in writer grpo.
-
-    Writes RUN/writer/reward.
+@dataclass(frozen=True, kw_only=True)
+class _FromPairs:
+    """What learns from pairs of lines.
 
     Args:
         run_: The run's directory.
@@ -127,19 +87,54 @@ class WriterReward:
     surface: str = "headline"
     resume: bool = False
     config: ConfigFile = None
-    training: OmitArgPrefixes[RewardModelConfig] = field(default_factory=RewardModelConfig)
     json: Json = None
+
+    def _begin(self) -> tuple[Run, str, list[Any]]:
+        """Return the run, the model to begin with, and the pairs."""
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        run = Run(self.run_)
+        model = self.model or _made(run, "sft")
+        return run, model, _pairs(run, self.pairs, model, self.surface)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterDpo(_FromPairs):
+    """Train the writer on pairs of lines, directly.
+
+    Writes RUN/writer/dpo.
+    """
+
+    training: OmitArgPrefixes[DpoConfig] = field(default_factory=DpoConfig)
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_prefs import dpo
+
+        run, model, pairs = self._begin()
+        with _progress() as update:
+            path, report = dpo(run, model, pairs, self.training, self.resume, update)
+        _show(path, report)
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterReward(_FromPairs):
+    """Learn a model of preferences from pairs of lines, to stand beside the shoppers in writer grpo.
+
+    Writes RUN/writer/reward.
+    """
+
+    training: OmitArgPrefixes[RewardModelConfig] = field(default_factory=RewardModelConfig)
 
     def run(self) -> None:
         """Train."""
         from hawker.agents.writer_prefs import fit_preferences
-        from hawker.shop.devices import choose_threads
 
-        choose_threads()
-        model = self.model or _made(Run(self.run_), "sft")
-        pairs = _pairs(Run(self.run_), self.pairs, model, self.surface)
+        run, model, pairs = self._begin()
         with _progress() as update:
-            path, report = fit_preferences(Run(self.run_), model, pairs, self.training, self.resume, update)
+            path, report = fit_preferences(run, model, pairs, self.training, self.resume, update)
         _show(path, report)
         write_report(self.json, report)
 
