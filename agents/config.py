@@ -141,11 +141,11 @@ class TrainConfig(PageTrainConfig):
 
 WHOLE_PAGES = TrainConfig(
     steps=1_200_000,
-    shoppers=512,
+    shoppers=1024,
     pages=32,
-    batch=512,
+    batch=1024,
     epochs=2,
-    learning_rate=1e-3,
+    learning_rate=1.5e-3,
     final_rate=0.1,
     entropy=5e-4,
     discount=1.0,
