@@ -5,6 +5,10 @@ each member of the ensemble has read. Nothing is drawn: clicks and purchases are
 does to coming back is read from the memory, carried one page on with the line clicked and with it passed over, each as
 likely as it is. Other slots keep what came of them in the log. The answer to a line does not depend on what else is
 asked in the same call, and the lines of one item and audience meet the same shoppers.
+
+Nobody in the log has answered to words that it does not show: models take them for the average of the lines they know,
+and a writer finds that out. The reward is for what is known: a line counts as far as it is familiar
+(``Lines.familiar``), and for the rest as no line.
 """
 
 from __future__ import annotations
@@ -155,8 +159,9 @@ class CopyReward:
         ``return_visit`` P(the next visit begins within 7 days, if this one ends with the page), 0 where the log knows
         no returns; ``spread`` by how much the member and the next one differ over what the page earns, in units of
         reward; ``total`` the reward: what the environment pays for the slot, with ``RewardSpec``'s own pessimism, and
-        for the return what it pays a page on average. A return is paid on a visit's last page, and pages are that as
-        often as in the log, whatever the line: else lines would earn by sending shoppers away.
+        for the return what it pays a page on average. Both take what is not familiar of a line for no line. A return is
+        paid on a visit's last page, and pages are that as often as in the log, whatever the line: else lines would earn
+        by sending shoppers away.
 
         Args:
             item_ids: The item that each line is about.
@@ -176,13 +181,17 @@ class CopyReward:
         item = self._shoppers.builder.catalog.index(item_ids, "copy reward")
         places = self._tensor(self._places(item, audiences))  # (n, C)
         tier = np.abs(np.asarray(discounts, np.float64)[:, None] - self._discounts).argmin(1)
-        said, vectors, counted = self._encoded(lines)
+        said, vectors, counted, familiar = self._encoded(lines)
         asked = _Asked(self._tensor(item), self._tensor(tier), self._tensor(said), self._tensor(vectors), places)
-        rows = self._rows(asked)
-        answers = [member.answer(rows, asked, self._calibration) for member in self._members]
-        click, conversion, worth, back = (torch.stack([answer[i] for answer in answers]) for i in range(4))  # (M, n, C)
-        found = self._paid(asked, self._tensor(counted), click, conversion, worth, back)
-        found |= {"click": click, "conversion": click * conversion, "return_visit": back}
+        answers = self._answers(asked)
+        click, conversion, _, back = answers
+        if (familiar < 1).any():
+            whom = np.unique(np.asarray(audiences, dtype=object).astype(str), return_inverse=True)[1]
+            _, first, of = np.unique(np.stack([item, tier, whom]), axis=1, return_index=True, return_inverse=True)
+            plain, weight = self._answers(asked.unsaid(self._tensor(first))), self._tensor(familiar)[:, None]
+            answers = tuple(no[:, self._tensor(of)].lerp(yes, weight) for yes, no in zip(answers, plain, strict=True))
+        found = {"click": click, "conversion": click * conversion, "return_visit": back}
+        found |= self._paid(asked, self._tensor(counted), *answers)
         return {name: found[name].mean(2).double().cpu().numpy() for name in COMPONENTS}
 
     def _tensor(self, values: npt.NDArray[np.generic]) -> Tensor:
@@ -202,8 +211,14 @@ class CopyReward:
             found[own] = self._pool[name][(start[:, None] + np.arange(self._contexts)) % len(self._pool[name])]
         return found
 
-    def _encoded(self, lines: Sequence[str]) -> tuple[Ints, npt.NDArray[np.float32], Ints]:
-        """Return the number of each line's vector, the scaled vectors, and each line's number in the log's bank.
+    def _answers(self, asked: _Asked) -> tuple[Tensor, ...]:
+        """Return the chance of a click, of a purchase after it, its worth and the chance of coming back: (M, n, C)."""
+        rows = self._rows(asked)
+        answers = [member.answer(rows, asked, self._calibration) for member in self._members]
+        return tuple(map(torch.stack, zip(*answers, strict=True)))
+
+    def _encoded(self, lines: Sequence[str]) -> tuple[Ints, npt.NDArray[np.float32], Ints, npt.NDArray[np.float32]]:
+        """Return each line's number among vectors, these scaled, its number in the log's bank, and how familiar it is.
 
         ``EMPTY`` is no line in both; in the bank, a line that the log does not show has the number after the last.
         """
@@ -213,11 +228,13 @@ class CopyReward:
         place = {text: i for i, text in enumerate(texts)}
         known = {text: i for i, text in enumerate(bank.texts)}
         vectors = np.zeros((1 + len(texts), bank.vectors.shape[1]), np.float32)  # the last is nobody's
+        familiar = np.ones(1 + len(texts), np.float32)
         if texts:
             vectors[:-1] = bank.with_texts(texts, self._encoder).scaled
+            familiar[:-1] = bank.familiar(texts, self._encoder)
         said = np.array([place.get(line, EMPTY) for line in lines], np.int64)
         counted = np.array([known.get(line, len(bank)) if line.strip() else EMPTY for line in lines], np.int64)
-        return said, vectors, counted
+        return said, vectors, counted, familiar[said]
 
     def _rows(self, asked: _Asked) -> Rows:
         """Return what is asked as pages of one slot, each line in each of its contexts, (n C) of them."""
@@ -280,6 +297,11 @@ class _Asked:
     said: Tensor
     vectors: Tensor
     places: Tensor
+
+    def unsaid(self, which: Tensor) -> _Asked:
+        """Return some of what is asked, with no line."""
+        said = torch.full_like(which, EMPTY)
+        return replace(self, item=self.item[which], tier=self.tier[which], said=said, places=self.places[which])
 
 
 @dataclass(frozen=True)

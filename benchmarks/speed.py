@@ -150,12 +150,13 @@ def bench_speed(config: SpeedConfig, told: Told) -> dict[str, Any]:
         one, two = two_processes(directory, config)
         timings |= {"one_process": one, "two_processes": two}
         figures["env.two_processes"] = _median(np.array(two) / np.array(one), "ratio")
-    told("PPO")
-    learning = Learning(config.train, config.train.reward, config.train.horizon, config.repeats)
-    rates, peak = learning_rates(functools.partial(_shop, directory, config), learning)
-    timings["ppo"] = rates
-    figures["ppo.frames_per_s"] = _median(np.array(rates), "pages per second")
-    figures["ppo.peak_rss_mib"] = figure(peak, None, None, 1, "MiB")
+    for name, threads in (("ppo.one_thread", 1), ("ppo", 2)):
+        told(f"PPO, threads: {threads}")
+        learning = Learning(config.train, config.train.reward, config.train.horizon, config.repeats, threads)
+        rates, peak = learning_rates(functools.partial(_shop, directory, config), learning)
+        timings[name] = rates
+        figures[f"{name}.frames_per_s"] = _median(np.array(rates), "pages per second")
+        figures[f"{name}.peak_rss_mib"] = figure(peak, None, None, 1, "MiB")
     return {
         "figures": figures,
         "timings": timings,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
@@ -17,7 +18,6 @@ from hawker.agents.page_ppo import page_ppo
 from hawker.benchmarks.fidelity_artefacts import memory_mib
 from hawker.envs.page import STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
-from hawker.shop.devices import choose_threads
 from hawker.shop.reward import RewardSpec
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.reader import ReadWorld
@@ -35,12 +35,14 @@ class Learning:
         reward: From what.
         horizon: Days of an episode.
         rollouts: How many are timed.
+        threads: Of torch, within its operations.
     """
 
     train: PageTrainConfig
     reward: RewardSpec
     horizon: float
     rollouts: int
+    threads: int
 
 
 def learning_rates(shop: Callable[[], LearnedWorld], learning: Learning) -> tuple[list[float], float]:
@@ -76,7 +78,7 @@ class _Clock(BaseCallback):
 
 def learn(shop: Callable[[], LearnedWorld], learning: Learning) -> tuple[list[float], float]:
     """Return the same of this process."""
-    choose_threads()
+    torch.set_num_threads(learning.threads)
     world, train = shop(), learning.train
     read = ReadWorld(world, world.builder, world.ensemble, learning.reward)
     rules = Rules(horizon=learning.horizon)

@@ -90,6 +90,17 @@ class Lines:
         vectors = np.asarray((_encode(texts, encoder) - self.centre) @ self.axes, np.float32)
         return Lines(texts, vectors, self.centre, self.axes, self.scale)
 
+    def familiar(self, texts: tuple[str, ...], encoder: Encoder) -> npt.NDArray[np.float32]:
+        """Return how much of each text is the bank's, shape (n,), from 0 to 1: all of it where it is in the bank.
+
+        Of another it is the share of its encoding, squared and from the centre on, that lies along the axes.
+        """
+        apart = _encode(texts, encoder) - self.centre
+        along, whole = np.square(apart @ self.axes).sum(1), np.square(apart).sum(1)
+        found = np.divide(along, whole, out=np.ones_like(whole), where=whole > 0)
+        known = set(self.texts)
+        return np.asarray(np.where([text in known for text in texts], 1.0, found.clip(0.0, 1.0)), np.float32)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all but the arrays as JSON values."""
         return {"texts": list(self.texts), "scale": self.scale}

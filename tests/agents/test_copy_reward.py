@@ -119,12 +119,31 @@ def test_a_page_of_one_item_earns_what_the_environment_pays(
     for row, member in enumerate(members):
         assert found["click"][member, 0] == pytest.approx(float(parts["click"][row]), rel=1e-4)
         assert 5 * found["conversion"][member, 0] == pytest.approx(float(parts["conversion"][row]), rel=1e-4)
+        if line == NEW:
+            continue  # it is paid for what is familiar of it
         assert 0.5 * found["spread"][member, 0] == pytest.approx(-float(parts["disagreement"][row]), rel=1e-3)
         at_once = sum(float(parts[name][row]) for name in ("click", "conversion", "offer", "disagreement", "support"))
         back = 2 * found["return_visit"][member, 0] * reward.last
         assert found["total"][member, 0] == pytest.approx(at_once + back, rel=1e-4)
     mean = reward(["i0007"], ["new"], [DISCOUNTS[tier]], [text])
     assert mean["total"][0] == pytest.approx(found["total"].mean())
+
+
+def test_what_is_not_familiar_of_a_line_is_paid_as_no_line(log: pd.DataFrame, shoppers: FittedShoppers):
+    reward = CopyReward(shoppers, log, ITEMS, replace(PLAIN, offer=0.0), discounts=DISCOUNTS, contexts=1)
+    logged, strange = shoppers.lines.texts[11], "zzz qqq xxx"
+    lines = (logged, f"{logged} {strange}", strange)
+    share = shoppers.lines.familiar(lines, HashedEncoder())
+    assert share[0] == 1
+    assert share[2] < 0.2 < share[1] < 0.9
+    found = reward.by_member(["i0007"] * 4, [""] * 4, [0.1] * 4, [*lines, ""])
+    assert (np.abs(found["click"][:, 2] - found["click"][:, 3]) > 1e-3).any()  # models think that they know it
+    click, back = found["click"], found["return_visit"]
+    bought = found["conversion"] / click
+    for i in range(3):
+        clicks, buys, returns = (share[i] * of[:, i] + (1 - share[i]) * of[:, 3] for of in (click, bought, back))
+        expected = clicks * (1 + 5 * buys) + 2 * reward.last * returns
+        assert found["total"][:, i] == pytest.approx(expected, rel=1e-4)
 
 
 def test_on_a_full_page_the_line_does_what_it_does_in_the_environment(log: pd.DataFrame, shoppers: FittedShoppers):
@@ -246,6 +265,6 @@ def test_shoppers_that_cannot_answer_are_refused(log: pd.DataFrame, shoppers: Fi
     poor = replace(shoppers, ensembles={"train": Ensemble(members, torch.tensor([[0.0, 1.0]] * 4))})
     with pytest.raises(InputError, match="no conversion head"):
         CopyReward(poor, log, ITEMS, SPEC)
-    clicks = CopyReward(poor, log, ITEMS, RewardSpec(), contexts=2)(["i0001"], [""], [0.0], ["x"])
+    clicks = CopyReward(poor, log, ITEMS, RewardSpec(), contexts=2)(["i0001"], [""], [0.0], [poor.lines.texts[3]])
     assert clicks["total"] == clicks["click"]
     assert clicks["conversion"] == clicks["return_visit"] == clicks["spread"] == 0

@@ -7,7 +7,7 @@ from hawker.simulators.store import FittedShoppers
 
 
 def test_every_rollout_is_timed_but_the_first_two(untrained: FittedShoppers):
-    learning = Learning(PageTrainConfig(shoppers=64, pages=2, batch=64), RewardSpec(), 28.0, 3)
+    learning = Learning(PageTrainConfig(shoppers=64, pages=2, batch=64), RewardSpec(), 28.0, 3, 1)
     rates, peak = learn(lambda: untrained.world("train"), learning)
     assert len(rates) == 3
     assert min(rates) > 0
