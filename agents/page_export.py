@@ -19,6 +19,7 @@ from hawker.agents.bank_export import SURFACE, compare_copy, golden_copy, page_c
 from hawker.agents.page_graphs import ActorGraph, ObserveGraph, ReadGraph
 from hawker.agents.page_reasons import compare_reasons, reason_arrays, usual_pages
 from hawker.agents.page_world import read
+from hawker.agents.writer_export import TakenWriter
 from hawker.policies.bundle import GOLDEN, GRAPH, ITEMS, MANIFEST
 from hawker.policies.copy_bank import CopyBank
 from hawker.policies.export import MAX_DELTA, OPSET, Edges, export_bundle, random_pages, trace_graph
@@ -36,6 +37,7 @@ from hawker.policies.page_bundle import (
 )
 from hawker.policies.page_copy import BANK, PageCopy
 from hawker.policies.page_draw import Picks, log_probs, log_softmax
+from hawker.policies.page_live import WRITER
 from hawker.policies.page_reasons import Pages
 from hawker.policies.trained import POLICY, TrainedStrategy
 from hawker.shop.artefacts import CHECKSUMS, read_json, sha256, verify_directory, write_directory, write_json
@@ -70,30 +72,48 @@ _CPU = torch.device("cpu")
 Array = npt.NDArray[Any]
 
 
-def export_run(run: Run, out: Path, rules: Path | None = None) -> dict[str, Any]:
+def export_run(
+    run: Run, out: Path, rules: Path | None = None, writer: Path | None = None, voice: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Write what a run has learned, slates or whole pages, as a bundle; see ``export_bundle`` and ``export_pages``.
 
     Args:
         run: The run; the lines of whole pages come from its copy bank, where it has one.
         out: Directory to write.
         rules: The guardrails that the bank's lines must have passed; by default those that come with Hawker.
+        writer: Directory of the writer that goes along, to write lines while pages wait; None takes none.
+        voice: Lines in the shop's voice, which the writer is shown.
 
     Raises:
         InputError: The run has no policy, or one that was trained against other shoppers than it has; or its copy bank
-            is damaged or has passed other guardrails.
+            is damaged or has passed other guardrails; or there is no writer, or nothing that it could write for.
     """
+    if voice and writer is None:
+        raise InputError("nobody speaks in this voice", where="voice", got=voice[0], remedy="name a --writer")
     policy = verify_directory(run.policy, "policy")
     if "page" not in read_json(policy / POLICY):
+        if writer is not None:
+            raise InputError("slates have no lines to write", where=run.policy, remedy="leave out --writer")
         return export_bundle(TrainedStrategy.load(policy, _CPU), out)
     strategy, shoppers = PageStrategy.load(policy, _CPU), load_shoppers(run.shoppers, _CPU)
     if strategy.trained_on.get("shoppers") != shoppers.digest:
         remedy = f"train it anew with `hawker train {run.path}`"
         raise InputError("the policy was trained against other shoppers", where=run.policy, remedy=remedy)
-    return export_pages(strategy, shoppers, out, read_bank(run, rules))
+    bank, taken = read_bank(run, rules), None
+    if writer is not None:
+        if bank is None:
+            remedy = f"fill it with hawker writer bank {run.path}"
+            raise InputError("no copy bank to stand in where the writer is late", where=run.bank, remedy=remedy)
+        taken = TakenWriter.find(writer, shoppers, rules, voice)
+    return export_pages(strategy, shoppers, out, bank, taken)
 
 
 def export_pages(
-    strategy: PageStrategy, shoppers: FittedShoppers, out: Path, bank: CopyBank | None = None
+    strategy: PageStrategy,
+    shoppers: FittedShoppers,
+    out: Path,
+    bank: CopyBank | None = None,
+    writer: TakenWriter | None = None,
 ) -> dict[str, Any]:
     """Write a page strategy, and the reader that its contexts come from, as a bundle; compare both with torch.
 
@@ -102,6 +122,7 @@ def export_pages(
         shoppers: Those it was trained against.
         out: Directory to write; a previous bundle there is replaced once the new one has passed.
         bank: Says the lines in the strategy's place; None lets the strategy choose them, if it does.
+        writer: Goes along, beside a bank.
 
     Returns:
         The report: ``figures`` of ``compare`` and ``compare_lives``, with a bank of ``compare_copy``, and ``bytes``;
@@ -109,7 +130,8 @@ def export_pages(
 
     Raises:
         InputError: The weights are not finite, ``out`` cannot be written, the log that says who is which audience is
-            not there, or onnxruntime does not compute what torch does; nothing is written then.
+            not there, the writer cannot write, or onnxruntime does not compute what torch does; nothing is written
+            then.
     """
     started, seed = time.perf_counter(), 0
     for name, weights in strategy.actor.state_dict().items():
@@ -125,7 +147,7 @@ def export_pages(
     if world.builder.shopper.columns != strategy.builder.shopper.columns:
         raise InputError("the policy decides on other contexts", where="policy", remedy="train it anew")
     with write_directory(out, "bundle") as scratch:
-        _write(strategy, shoppers, reward, scratch, world, seed, said)
+        _write(strategy, shoppers, reward, scratch, world, seed, said, writer)
         bundle = PageBundle.open(scratch)
         figures = compare(bundle, strategy, CHECKED_PAGES, seed + 1)
         figures |= compare_lives(bundle, strategy, world, LIVES, LIVED_PAGES, seed + 2)
@@ -375,6 +397,7 @@ def _write(
     world: ReadWorld,
     seed: int,
     said: PageCopy | None,
+    writer: TakenWriter | None,
 ) -> None:
     """Write the files of a bundle, but for the checksums."""
     actor, shop, ensemble = strategy.actor, shoppers.builder, shoppers.ensembles["train"]
@@ -399,6 +422,7 @@ def _write(
         said.bank.save(directory / BANK)
         golden |= golden_copy(said, strategy.lines, golden, generator)
     (directory / GOLDEN).write_bytes(save(golden))
+    live = {} if writer is None else {WRITER: writer.write(directory / WRITER, shoppers)}
     layout, trained = actor.layout, strategy.trained_on["config"]
     libraries = ("numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "torch")
     files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
@@ -410,6 +434,7 @@ def _write(
         "width": observing.reader.width,
         "lines": list(strategy.lines),
         **({} if said is None else {"bank": said.to_dict()}),
+        **live,
         "rules": {"ad_gap": trained.get("ad_gap", 1), "ad_load": trained.get("ad_cap", 1.0)},
         "longest_gap": NEVER,
         "trained_on": strategy.trained_on,

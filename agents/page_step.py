@@ -72,6 +72,7 @@ class FlatAdam:
 
     Attributes:
         optimizer: With the piece as its only weight.
+        beside: A tensor that is not stepped, whose gradients add up in its ``grad``; None: there is none.
     """
 
     def __init__(self, weights: list[nn.Parameter], rate: float) -> None:
@@ -81,11 +82,15 @@ class FlatAdam:
         for weight, part in zip(weights, parts, strict=True):
             weight.data = part.view_as(weight)
         self.optimizer = torch.optim.Adam([self._flat], lr=rate, eps=1e-5, fused=True)
+        self.beside: Tensor | None = None
 
     def step(self, loss: Tensor, largest: float) -> None:
         """Follow the gradient of a loss, shortened to a norm of ``largest``; 0 in what the loss does not depend on."""
-        parts = torch.autograd.grad(loss, self._weights, materialize_grads=True)
-        gradient = torch.cat([part.reshape(-1) for part in parts])
+        watched = [] if self.beside is None else [self.beside]
+        parts = torch.autograd.grad(loss, [*self._weights, *watched], materialize_grads=True)
+        for tensor, part in zip(watched, parts[len(self._weights) :], strict=True):
+            tensor.grad = part if tensor.grad is None else tensor.grad + part
+        gradient = torch.cat([part.reshape(-1) for part in parts[: len(self._weights)]])
         norm = torch.linalg.vector_norm(gradient)
         self._flat.grad = gradient.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()

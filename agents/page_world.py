@@ -83,6 +83,12 @@ def baselines(world: ReadWorld, config: TrainConfig) -> list[Strategy]:
     return [RandomStrategy(world.size), myopic(world, config.reward)]
 
 
+def mean_figure(values: torch.Tensor, unit: str) -> Figure:
+    """Return the mean of shoppers' values (N,), with its 95% interval."""
+    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+    return figure(mean, mean - half, mean + half, len(values), f"{unit} per shopper")
+
+
 def _rewards(found: Followed) -> dict[str, Figure]:
     reward, pages = found.reward.cpu().numpy(), found.pages.cpu().numpy()
     n, mean, rate = len(reward), float(reward.mean()), float(reward.sum() / pages.sum())

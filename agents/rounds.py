@@ -25,7 +25,7 @@ from hawker.agents.bank import fill_bank
 from hawker.agents.bank_export import SURFACE
 from hawker.agents.config import RoundsConfig, TrainConfig
 from hawker.agents.copy_reward import CopyReward
-from hawker.agents.page_world import page_figures, parts_of, read, remember, rules_of
+from hawker.agents.page_world import mean_figure, page_figures, parts_of, read, remember, rules_of
 from hawker.agents.shown import assignments_of, drawn_places, most_shown, shown_places
 from hawker.agents.spoken_world import SpokenWorld
 from hawker.agents.train import Course, check_training, learn, whole_pages
@@ -315,17 +315,11 @@ class _Shop:
             generator = torch.Generator(judge.device).manual_seed(self._config.seed)
             here = judge.arrive(JUDGED_SHOPPERS, generator)
             found[name] = follow(judge, strategy, here, self._config.reward.plain, self._rules, generator)
-        figures = {f"reward_per_shopper.{name}": _mean(came.reward, "reward") for name, came in found.items()}
+        figures = {f"reward_per_shopper.{name}": mean_figure(came.reward, "reward") for name, came in found.items()}
         gained = found["with_bank"].reward - found["as_trained"].reward
-        figures["reward_per_shopper.gain"] = _mean(gained, "reward")
+        figures["reward_per_shopper.gain"] = mean_figure(gained, "reward")
         figures |= {f"ctr.{name}": _rate(came.clicks, came.impressions) for name, came in found.items()}
         return figures
-
-
-def _mean(values: torch.Tensor, unit: str) -> Figure:
-    """Return the mean of shoppers' values (N,), with its 95% interval."""
-    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-    return figure(mean, mean - half, mean + half, len(values), f"{unit} per shopper")
 
 
 def _rate(clicks: torch.Tensor, impressions: torch.Tensor) -> Figure:

@@ -34,6 +34,7 @@ from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
 from hawker.shop.models import SOURCE, find_model, model_digest
 from hawker.shop.run import Run
+from hawker.simulators.store import META
 
 MADE_BY = "made_by.json"
 LIBRARIES = ("trl", "transformers", "datasets", "accelerate", "peft", "torch")
@@ -207,9 +208,15 @@ def write_stage(stage: Stage, trainer: Any, model: str, config: TuneConfig, repo
         if hasattr(trained, "merge_and_unload"):
             trained = _merged(trained, find_model(model))
         save_model(trained, load_tokenizer(find_model(model)), scratch)
-        write_json(scratch / SOURCE, {"model": model, "made_from": untouched(model)})
+        write_json(scratch / SOURCE, {"model": model, "made_from": untouched(model), **_learned_from(stage.run)})
         save_config(config, scratch / "config.yaml")
         write_json(scratch / "train.json", report)
+
+
+def _learned_from(run: Run) -> dict[str, str]:
+    """Return the digest of the log that a run has learned from, where it has."""
+    meta = run.shoppers / META
+    return {"logs": read_json(meta)["logs_digest"]} if meta.is_file() else {}
 
 
 def _merged(trained: Any, path: Path) -> Any:

@@ -216,6 +216,24 @@ def run_strategist(
     return {**report, "machine": machine(threads), "command": command}
 
 
+def run_backbone(model: str, seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run ``hawker bench backbone``; ``quick`` replaces sizes and all seeds but the first.
+
+    Raises:
+        InputError: The model or the seeds cannot be used, or there is no trl.
+    """
+    _require_trl("bench backbone")
+    from hawker.benchmarks import backbone  # nor peft
+
+    threads = choose_threads()
+    config = replace(backbone.QUICK, seeds=seeds[:1]) if quick else backbone.BackboneBenchConfig(seeds=seeds)
+    config = replace(config, backbone=replace(config.backbone, model=model))
+    report = backbone.bench_backbone(config, progress)
+    options = [*(["--quick"] if quick else []), "--model", model]
+    command = shlex.join(["hawker", "bench", "backbone", *options, "--seeds", *map(str, config.seeds)])
+    return {**report, "machine": machine(threads), "command": command}
+
+
 def run_embeddings(model: str, seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
     """Run ``hawker bench embeddings``; ``quick`` replaces sizes and all seeds but the first.
 

@@ -288,6 +288,37 @@ class BenchEmbeddings:
 
 
 @dataclass(frozen=True)
+class BenchBackbone:
+    """See whether tuning a language model's reading of items for the choices, by policy gradient, earns anything.
+
+    Pages are learned twice from the same seed, through the eyes of the model as it is and under LoRA. A judge, whom
+    nothing was trained against, says which to keep; the gold world says who was right, on new items too.
+
+    Args:
+        model: The language model: a fetched name, a directory or a hub id.
+        seeds: One log, fit and pair of trainings each. Logs and fits are kept under $HAWKER_HOME/bench.
+        quick: One small log and short trainings, for a look.
+    """
+
+    model: str = "smollm2-135m"
+    seeds: tuple[int, ...] = (21, 22, 23)
+    quick: bool = False
+    json: Json = None
+
+    def run(self) -> None:
+        """Run the benchmark."""
+        from hawker.app.bench import run_backbone
+
+        report = run_backbone(self.model, self.seeds, self.quick, console().print)
+        for pool, arms in report["arms"].items():
+            console().print(arms_table(f"Pages in the gold world, {pool} items", arms))
+        console().print(figure_table("A language model tuned for the choices", report["figures"]))
+        for note in report["notes"]:
+            console().print(f"- {note}")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
 class BenchSearch:
     """Learn what typed words have to do with items from clicks, and grade pages for them beside BM25.
 
@@ -345,6 +376,7 @@ BENCHES: dict[str, type[Any]] = {
     "bench writer": BenchWriter,
     "bench strategist": BenchStrategist,
     "bench embeddings": BenchEmbeddings,
+    "bench backbone": BenchBackbone,
     "bench search": BenchSearch,
     "bench why": BenchWhy,
 }

@@ -7,6 +7,7 @@ serving commands need no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -334,17 +335,21 @@ class Export:
     """Export a run's trained strategy as a bundle for serving.
 
     One for whole pages takes the reader of shoppers' histories along, and RUN/writer/bank where there is one: then its
-    lines are those of the bank.
+    lines are those of the bank. With a writer beside the bank, lines can also be written while a page waits.
 
     Args:
         run_: The run's directory.
         bundle: The directory to write.
         rules: The rules that the bank's lines must have passed; by default those that come with Hawker.
+        writer: Directory of the writer to take along: RUN/writer/grpo, say.
+        voice: A line in the shop's voice, which the writer is shown; repeat the option for more.
     """
 
     run_: Annotated[Positional[Path], arg(name="run", metavar="RUN")]
     bundle: Positional[Path]
     rules: Annotated[Path | None, arg(metavar="FILE")] = None
+    writer: Path | None = None
+    voice: UseAppendAction[tuple[str, ...]] = ()
     json: Json = None
 
     def run(self) -> None:
@@ -352,7 +357,7 @@ class Export:
         from hawker.agents.page_export import export_run
 
         with console().status("exporting"):
-            report = export_run(Run(self.run_), self.bundle, self.rules)
+            report = export_run(Run(self.run_), self.bundle, self.rules, self.writer, self.voice)
         console().print(figure_table(f"bundle: {self.bundle}", report["figures"]))
         write_report(self.json, report)
 
@@ -368,6 +373,7 @@ class Decide:
         seed: Of the draw; another seed, another page.
         greedy: Show the likeliest page instead of drawing one; do not log its log-probability as a propensity.
         why: Give the reasons for every part of a whole page, in words and numbers: docs/serving.md.
+        live: Let the bundle's writer write the lines of a whole page, and wait for it no longer than so many seconds.
     """
 
     bundle: Positional[Path]
@@ -375,6 +381,7 @@ class Decide:
     seed: int = 0
     greedy: bool = False
     why: bool = False
+    live: Annotated[float | None, arg(metavar="SECONDS")] = None
     json: Json = None
 
     def run(self) -> None:
@@ -391,11 +398,23 @@ class Decide:
             if self.why:
                 expected = "a bundle of whole pages, of shoppers with a memory"
                 raise InputError("slates give no reasons", where=self.bundle, expected=expected)
+            if self.live is not None:
+                raise InputError("slates have no lines to write", where=self.bundle, remedy="leave out --live")
             decision = decide_request(bundle, request, str(self.context), seed)
         else:
-            decision = decide_page_request(bundle, request, str(self.context), seed, why=self.why)
+            with self._writer(bundle) as live:
+                decision = decide_page_request(bundle, request, str(self.context), seed, why=self.why, live=live)
         print(json.dumps(decision, indent=1))
         write_report(self.json, decision)
+
+    def _writer(self, bundle: Any) -> AbstractContextManager[Any]:
+        if self.live is None:
+            return nullcontext()
+        from hawker.policies.page_live import LivePages
+        from hawker.shop.devices import choose_threads
+
+        choose_threads()
+        return LivePages.load(bundle, self.live)
 
 
 @dataclass(frozen=True)

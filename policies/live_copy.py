@@ -1,4 +1,4 @@
-"""Live copy: lines written while a page waits for them, and what stands in where none comes in time.
+"""Live copy: a page's lines, written while it waits for them, and what stands in where none comes in time.
 
 A line that is late is not finished: the writer stops, and nothing of it is kept. Who wants a line more than once puts
 it into the copy bank, where it has been scored and has a propensity.
@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from types import TracebackType
-from typing import Literal, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hawker.policies.briefs import Brief
-from hawker.policies.copy_bank import CopyBank
 from hawker.policies.guardrails import Guardrails
-from hawker.policies.writer import Writer
-from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError
+
+if TYPE_CHECKING:
+    from hawker.policies.writer import Writer  # torch is needed where there is a writer, and not before
 
 LONGEST_WAIT = 3600.0
 """Seconds that a deadline may allow."""
 
+SEEDS = 2**63
+"""Beyond this a page's seed begins anew for the writer: torch takes none that is larger."""
+
 Source = Literal["live", "bank", "fallback"]
 
 Reason = Literal["written", "refused", "late", "busy", "failed", "closed"]
+
+
+class StandIn(NamedTuple):
+    """What is shown in the place of a line that does not come.
+
+    Attributes:
+        line: The text.
+        source: "bank", or "fallback" where it is a template.
+    """
+
+    line: str
+    source: Source
 
 
 class LiveLine(NamedTuple):
@@ -38,9 +52,9 @@ class LiveLine(NamedTuple):
 
     Attributes:
         line: The text; it breaks no rule for its brief.
-        source: "live" (the writer's), "bank", or "fallback" (a template of the guardrails).
+        source: "live" (the writer's), "bank", or "fallback" (a template).
         reason: "written" where it is live; else why it is not: the writer's line was "refused" by a rule or "late", the
-            writer was "busy" with another, "failed", or is "closed".
+            writer was "busy" with another page, "failed", or is "closed".
         detail: The rules of a refused line, the error of a writer that failed; else "".
     """
 
@@ -51,22 +65,21 @@ class LiveLine(NamedTuple):
 
 
 class LiveCopy:
-    """Asks a writer for lines, one at a time, and waits for each no longer than a deadline.
+    """Asks a writer for the lines of one page at a time, and waits for them no longer than a deadline.
 
-    May be asked from several threads: while a line is being written, everybody else is answered at once without the
-    writer, so that no work piles up. Past the deadline the writer stops after the token that it is at (the first one
-    comes with the reading of the whole prompt), and until then it is busy. While it writes, torch's global generators
-    are the writer's: what else draws from them in the process would change both.
-
-    The first line of a process takes longer, since transformers is imported for it.
+    A page's lines are written together, and those that have ended when the deadline passes are kept. May be asked from
+    several threads: while a page is being written, everybody else is answered at once without the writer, so that no
+    work piles up. Past the deadline the writer stops after the token that it is at (the first one comes with the
+    reading of the whole prompts), and until then it is busy. While it writes, torch's global generators are the
+    writer's: what else draws from them in the process would change both.
 
     Attributes:
-        counts: Answers by source and reason.
+        counts: Lines by source and reason.
         rejected: Refused lines by the rule that they broke; a line may break several.
     """
 
-    def __init__(self, writer: Writer, guardrails: Guardrails, bank: CopyBank | None, seconds: float) -> None:
-        """Args: the writer, the rules, the bank if there is one, and the deadline, in seconds after the question.
+    def __init__(self, writer: Writer, guardrails: Guardrails, seconds: float) -> None:
+        """Args: the writer, the rules, and the deadline, in seconds after the question.
 
         Raises:
             InputError: A deadline that is not above 0 and at most ``LONGEST_WAIT``.
@@ -76,38 +89,28 @@ class LiveCopy:
             raise InputError("bad deadline", where="live copy", got=seconds, expected=expected)
         self.counts: Counter[tuple[Source, Reason]] = Counter()
         self.rejected: Counter[str] = Counter()
-        self._writer, self._guardrails, self._bank, self._seconds = writer, guardrails, bank, seconds
+        self._writer, self._guardrails, self._seconds = writer, guardrails, seconds
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="live-copy")
-        self._last: Future[tuple[str, Reason, str]] | None = None
+        self._last: Future[tuple[Reason, str]] | None = None
         self._closed = False
         self._lock = Lock()
-        self._stored("", Brief("headline"), np.random.default_rng(0))  # the bank's index is built now, not for a page
 
-    def write(self, item_id: str, brief: Brief, seed: int) -> LiveLine:
-        """Return the writer's line for a brief; a line of the bank or a fallback where it has none in time.
+    def write(self, briefs: Sequence[Brief], stand_ins: Sequence[StandIn], seed: int | None) -> list[LiveLine]:
+        """Return the writer's line for each brief of a page; what stands in for it where none comes in time.
 
-        Takes the deadline at most, and then what a look into the bank takes (milliseconds). The same seed gives the
-        same line wherever the reason is "written", "refused" or "failed".
+        Takes the deadline at most, and then what the rules take (milliseconds). The same briefs and seed give the same
+        line wherever the reason is "written" or "refused".
 
         Args:
-            item_id: The item, as in the bank.
-            brief: What to write for.
-            seed: At least 0; decides what the writer says, and what is drawn from the bank.
+            briefs: What to write for.
+            stand_ins: What is shown else, for each brief; where that breaks a rule, the rules' own template.
+            seed: At least 0, decides what the writer says; None takes the likeliest words.
         """
-        until = time.monotonic() + self._seconds
-        generator = np.random.default_rng(seed)
-        text, reason, detail = self._ask(brief, seed, until)
-        line = self._guardrails.tidy(text)
-        source: Source = "live"
-        rules = [hit.rule for hit in self._guardrails.hits(line, brief)] if reason == "written" else []
-        if rules:
-            reason, detail = "refused", ", ".join(rules)
-        if reason != "written":
-            line, source = self._stored(item_id, brief, generator)
-        with self._lock:
-            self.counts[source, reason] += 1
-            self.rejected.update(rules)
-        return LiveLine(line, source, reason, detail)
+        said, reason, detail = self._ask(briefs, seed, time.monotonic() + self._seconds)
+        return [
+            self._line(said.get(i), brief, stand_in, reason, detail)
+            for i, (brief, stand_in) in enumerate(zip(briefs, stand_ins, strict=True))
+        ]
 
     def close(self) -> None:
         """Let the writer write no more, and wait until it has stopped; whoever asks later is answered without it."""
@@ -123,35 +126,49 @@ class LiveCopy:
     ) -> None:
         self.close()
 
-    def _ask(self, brief: Brief, seed: int, until: float) -> tuple[str, Reason, str]:
-        """Return what the writer says, "written" or why it says nothing, and a detail."""
+    def _ask(self, briefs: Sequence[Brief], seed: int | None, until: float) -> tuple[dict[int, str], Reason, str]:
+        """Return what the writer has said, by the brief's number, why it says no more, and a detail."""
+        said: dict[int, str] = {}
         with self._lock:
             if self._closed:
-                return "", "closed", ""
+                return said, "closed", ""
             if self._last is not None and not self._last.done():
-                return "", "busy", ""
-            said = self._last = self._thread.submit(self._said, brief, seed, until)
+                return said, "busy", ""
+            asked = self._last = self._thread.submit(self._write, briefs, seed, until, said)
         try:
-            return said.result(until - time.monotonic())
+            return said, *asked.result(until - time.monotonic())
         except TimeoutError:
-            said.cancel()  # where it has not begun
-            return "", "late", ""
+            asked.cancel()  # where it has not begun
+            return dict(said), "late", ""  # a copy, since the writer may be at it still
 
-    def _said(self, brief: Brief, seed: int, until: float) -> tuple[str, Reason, str]:
-        """Do the writing, on a thread of its own."""
+    def _write(
+        self, briefs: Sequence[Brief], seed: int | None, until: float, said: dict[int, str]
+    ) -> tuple[Reason, str]:
+        """Do the writing, on a thread of its own; lines go into ``said`` as they end."""
+        temperature, seed = (0.0, 0) if seed is None else (1.0, seed % SEEDS)
         try:
-            return self._writer.write([brief], seed=seed, until=until)[0][0], "written", ""
+            lines = self._writer.write(briefs, 1, temperature, seed, until, said.__setitem__)
         except TimeoutError:
-            return "", "late", ""
+            return "late", ""
         except Exception as error:  # a page is waiting, whatever it is that failed
-            return "", "failed", f"{type(error).__name__}: {error}"
+            return "failed", f"{type(error).__name__}: {error}"
+        said.update((i, line) for i, (line,) in enumerate(lines))
+        return "written", ""
 
-    def _stored(self, item_id: str, brief: Brief, generator: np.random.Generator) -> tuple[str, Source]:
-        """Return a line that needs no writer, and where it is from."""
-        if self._bank is not None:
-            chosen = self._bank.choose([item_id], [brief.audience], [brief.discount], brief.surface, generator)
-            line = str(chosen.lines[0])
-            # The rules again: the item's price or text may have changed since the line came into the bank.
-            if chosen.number[0] != EMPTY and not self._guardrails.hits(line, brief):
-                return line, "bank"
-        return self._guardrails.fallback(brief), "fallback"
+    def _line(self, text: str | None, brief: Brief, stand_in: StandIn, reason: Reason, detail: str) -> LiveLine:
+        """Return what the writer has said, where that may be shown, or what stands in for it."""
+        rules: list[str] = []
+        line, source = stand_in
+        if text is not None:
+            tidied = self._guardrails.tidy(text)
+            rules = [hit.rule for hit in self._guardrails.hits(tidied, brief)]
+            reason, detail = ("refused", ", ".join(rules)) if rules else ("written", "")
+            if not rules:
+                line, source = tidied, "live"
+        # The rules again: the item's price or text may have changed since the line came into the bank.
+        if source != "live" and self._guardrails.hits(line, brief):
+            line, source = self._guardrails.fallback(brief), "fallback"
+        with self._lock:
+            self.counts[source, reason] += 1
+            self.rejected.update(rules)
+        return LiveLine(line, source, reason, detail)

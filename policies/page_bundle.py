@@ -8,6 +8,7 @@ A bundle is a directory::
     items.safetensors    the items' vectors
     lines.safetensors    what the logits of lines need beside a page's own, where the actor chooses copy
     bank/                the copy bank, where copy comes from one; see `hawker.policies.page_copy`
+    writer/              who writes lines while a page waits, where asked for; see `hawker.policies.page_live`
     reasons.safetensors  what pages are explained with; see `hawker.policies.page_reasons`
     golden.safetensors   contexts and shoppers' lives, and torch's answers to them, repeated at every load
     manifest.json        schemas, shapes, lines of copy, rules, versions, what the strategy was trained on, SHA-256s
@@ -122,6 +123,7 @@ class PageBundle:
         reasons: Explain pages; None in a bundle of an earlier version.
         manifest: The manifest as it was read.
         digest: SHA-256 of the bundle's list of checksums: its name in logs and in shoppers' states.
+        path: Its directory.
     """
 
     def __init__(
@@ -133,9 +135,10 @@ class PageBundle:
         digest: str,
         reasons: PageReasons | None,
         copy: PageCopy | None,
+        path: Path,
     ) -> None:
         """Args: the shop's builder, the graphs by file name, what lines need, the rest."""
-        self.shop, self.manifest, self.digest = shop, manifest, digest
+        self.shop, self.manifest, self.digest, self.path = shop, manifest, digest, path
         self.builder = ContextBuilder(FeatureSchema.from_dict(manifest["context"], MANIFEST), shop.catalog)
         self.size, self.width, self.lines = manifest["page"]["size"], manifest["width"], tuple(manifest["lines"])
         self.ad_gap, self.ad_load = manifest["rules"]["ad_gap"], manifest["rules"]["ad_load"]
@@ -180,7 +183,7 @@ class PageBundle:
         copy = None
         if "bank" in manifest:
             copy = PageCopy.load(path, manifest["bank"], shop.catalog, manifest["lines"])
-        return cls(shop, sessions, table, manifest, digest, reasons, copy)
+        return cls(shop, sessions, table, manifest, digest, reasons, copy, path)
 
     @cached_property
     def number_of(self) -> dict[str, int]:

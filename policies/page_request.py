@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ from hawker.shop.decision import EMPTY
 from hawker.shop.errors import InputError, did_you_mean
 from hawker.shop.features import LARGEST
 
+if TYPE_CHECKING:
+    from hawker.policies.live_copy import LiveLine
+    from hawker.policies.page_live import LivePages
+
 VISIT_SECONDS = 1_800.0
 """A page that comes this long after the one before, or longer, begins a visit, unless its number is given."""
 
@@ -35,6 +40,9 @@ FAR = 2**30
 OF_CONTEXT = ("timestamp", "shopper", "affinity", "candidates", "query")
 KEYS = (*OF_CONTEXT, "page", "state", "history")
 PAGE_KEYS = ("timestamp", "page", "query", "slate", "ad", "offer", "copy", "lines", "clicked", "converted", "revenue")
+
+LIVE = ("source", "reason", "detail")
+"""What is said of each line where a writer was asked; see `hawker.policies.live_copy.LiveLine`."""
 
 Array = npt.NDArray[Any]
 
@@ -136,7 +144,13 @@ def decode_state(bundle: PageBundle, text: Any, where: object) -> ShopperState:
 
 
 def decide_page_request(
-    bundle: PageBundle, request: Any, where: object, seed: int | None, *, why: bool = False
+    bundle: PageBundle,
+    request: Any,
+    where: object,
+    seed: int | None,
+    *,
+    why: bool = False,
+    live: LivePages | None = None,
 ) -> dict[str, Any]:
     """Answer one serving request; docs/serving.md has its form and that of the answer.
 
@@ -146,6 +160,7 @@ def decide_page_request(
         where: The file it came from, for messages.
         seed: Decides the drawn page; None takes the likeliest value of each part in turn.
         why: Whether to add the reasons for the page.
+        live: Writes the page's lines, with ``seed``; None leaves the bundle's.
 
     Raises:
         InputError: The request has another form, tells of what cannot have happened, or the seed is negative; or
@@ -186,7 +201,7 @@ def decide_page_request(
         reasons["why"] = in_words(bundle.reasons.explain(pages), pages, told)
         if bundle.copy is not None and audience is not None:
             reasons["why"]["copy"] = bank_words(bundle.copy, page, audience, bundle.lines)
-    return {
+    answer = {
         "timestamp": request["timestamp"],
         "page": number,
         "slate": items,
@@ -208,6 +223,21 @@ def decide_page_request(
         "bundle": bundle.digest,
         **reasons,
     }
+    if live is not None and audience is not None:
+        _say(answer, live.write(page, audience, seed), bundle.number_of)
+    return answer
+
+
+def _say(answer: dict[str, Any], said: Sequence[LiveLine | None], number_of: dict[str, int]) -> None:
+    """Put lines in the place of those of an answer, and say of each where it is from; nobody knows its probability."""
+    bank = answer["copy"]
+    answer["copy"] = [None if line is None else line.line for line in said]
+    answer["lines"] = [None if line is None else number_of.get(line.line) for line in said]
+    answer["live"] = [None if line is None else {part: getattr(line, part) for part in LIVE} for line in said]
+    answer |= {"log_prob": None, "log_probs": answer["log_probs"] | {"copy": None}}
+    if "why" in answer:  # the bank knows of its own lines alone
+        same = [own == line for own, line in zip(bank, answer["copy"], strict=True)]
+        answer["why"]["copy"] = [why if kept else None for why, kept in zip(answer["why"]["copy"], same, strict=True)]
 
 
 def _lived(bundle: PageBundle, state: ShopperState, request: dict[str, Any], where: object) -> ShopperState:
@@ -339,21 +369,23 @@ def _ad(page: dict[str, Any], items: list[Any], where: str) -> int:
 
 
 def _lines(page: dict[str, Any], number_of: dict[str, int], size: int, where: str) -> list[int]:
-    """Return the number of each slot's line, ``EMPTY`` for none, from their texts, or their numbers, or both."""
+    """Return the number of each slot's line from their texts, or their numbers, or both.
+
+    It is ``EMPTY`` for none, and for a text that the bundle does not have: one that was written live, say.
+    """
     texts, numbers = (_column(page, key, size, where) for key in ("copy", "lines"))
     found = [EMPTY] * size
     for slot, text in enumerate(texts):
-        if text is not None and (not isinstance(text, str) or text not in number_of):
-            remedy = did_you_mean(str(text), list(number_of)[:1000])
-            raise InputError("a line that is not in the bank", where=f"{where}: copy", got=text, remedy=remedy)
-        found[slot] = EMPTY if text is None else number_of[text]
+        if text is not None and not isinstance(text, str):
+            raise InputError("not a line", where=f"{where}: copy", got=text, expected="a text or null")
+        found[slot] = EMPTY if text is None else number_of.get(text, EMPTY)  # the memory has heard of no other
     for slot, line in enumerate(numbers):
         if line is not None and (not _is_whole(line) or not 0 <= line < len(number_of)):
             expected = f"a number below {len(number_of)}"
             raise InputError("a line that is not in the bank", where=f"{where}: lines", got=line, expected=expected)
         number = EMPTY if line is None else line
         if slot < len(texts) and number != found[slot]:
-            expected = f"the number of {texts[slot]!r}"
+            expected = "null: the bundle has no such line" if found[slot] == EMPTY else f"the number of {texts[slot]!r}"
             raise InputError("not the line of the copy", where=f"{where}: lines", got=line, expected=expected)
         found[slot] = number
     return found

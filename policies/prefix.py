@@ -106,6 +106,7 @@ def go_on(
     temperature: float,
     ends: Sequence[int],
     every_token: Callable[[], None] = lambda: None,
+    ended: Callable[[int, list[int]], None] = lambda row, said: None,
 ) -> list[list[int]]:
     """Draw what follows n texts, and return its tokens, the one that ends it included.
 
@@ -119,6 +120,7 @@ def go_on(
         temperature: What logits are divided by; 0 takes the likeliest token.
         ends: Tokens that end an answer.
         every_token: Called before each token.
+        ended: Called with a text's number and its answer as soon as a token has ended it.
 
     Raises:
         RuntimeError: The model's probabilities are not finite.
@@ -138,6 +140,8 @@ def go_on(
         for owner, drawn, still in zip(row, token[:, 0].tolist(), open_.tolist(), strict=True):
             if still:
                 said[owner].append(drawn)
+                if drawn in ends:
+                    ended(owner, said[owner])
         open_ = open_ & ~torch.isin(token[:, 0], stop.to(token.device))
         left = int(open_.sum())
         if not left:

@@ -6,9 +6,9 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ POSITIONS = 2_048
 
 Prompt = str | list[dict[str, str]]
 """What a model is asked: chat messages, or text to go on with where its tokenizer has no chat template."""
+
+
+Owned = tuple[list[int], Callable[[str], None]]
+"""A prompt's tokens, and who is told its line."""
 
 
 def token_cap(surface: str) -> int:
@@ -100,6 +104,7 @@ class Writer:
         temperature: float = 1.0,
         seed: int = 0,
         until: float = math.inf,
+        ended: Callable[[int, str], None] = lambda brief, line: None,
     ) -> list[list[str]]:
         """Return ``count`` lines for each brief, as the model says them: stripped, not tidied, not checked.
 
@@ -112,6 +117,8 @@ class Writer:
             temperature: 0 takes the likeliest token every time; 1 is the model's own distribution.
             seed: Decides what is drawn.
             until: When to give up, as ``time.monotonic`` tells the time; looked at after every token.
+            ended: Called with the number of a brief and a line for it as soon as the model has ended the line, which
+                for most is before the longest one; not of lines that are cut off.
 
         Raises:
             InputError: A brief is too long for the model, the model's probabilities are not finite, or there is not
@@ -126,7 +133,8 @@ class Writer:
         with _seeded(seed, self.device):
             for surface in dict.fromkeys(brief.surface for brief in briefs):  # a batch shares its cap
                 rows = [i for i, brief in enumerate(briefs) if brief.surface == surface for _ in range(count)]
-                said = self._generate([prompts[i] for i in rows], token_cap(surface), temperature, until)
+                owned = [(prompts[i], partial(ended, i)) for i in rows]
+                said = self._generate(owned, token_cap(surface), temperature, until)
                 for i, text in zip(rows, said, strict=True):
                     lines[i].append(text)
         return lines
@@ -198,11 +206,11 @@ class Writer:
             raise InputError(what, where=self.name, got=f"{len(ids):,} tokens", expected=f"at most {most:,}")
         return list(ids)
 
-    def _generate(self, prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
+    def _generate(self, owned: Sequence[Owned], cap: int, temperature: float, until: float) -> list[str]:
         texts: list[str] = []
         size = ROWS
-        while len(texts) < len(prompts):
-            rows = prompts[len(texts) : len(texts) + size]
+        while len(texts) < len(owned):
+            rows = owned[len(texts) : len(texts) + size]
             try:
                 texts += self._batch(rows, cap, temperature, until)
             except torch.OutOfMemoryError:
@@ -211,11 +219,15 @@ class Writer:
                 size = len(rows) // 2
         return texts
 
-    def _batch(self, prompts: list[list[int]], cap: int, temperature: float, until: float) -> list[str]:
+    def _batch(self, owned: Sequence[Owned], cap: int, temperature: float, until: float) -> list[str]:
         def in_time() -> None:
             if time.monotonic() > until:
                 raise TimeoutError
 
+        def ended(row: int, said: list[int]) -> None:
+            owned[row][1](self._text(said))
+
+        prompts = [prompt for prompt, _ in owned]
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
@@ -224,15 +236,17 @@ class Writer:
             mask[i, width - len(prompt) :] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
         try:
-            said = go_on(self.model, ids, mask, cap, temperature, self.ends, in_time)
+            said = go_on(self.model, ids, mask, cap, temperature, self.ends, in_time, ended)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             if "probability tensor" not in str(error):
                 raise
             raise InputError("the model gives no finite probabilities", where=self.name) from None
-        decoded: list[str] = self.tokenizer.batch_decode(said, skip_special_tokens=True)
-        return [text.strip() for text in decoded]
+        return [self._text(ids) for ids in said]
+
+    def _text(self, said: list[int]) -> str:
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
     @torch.no_grad()
     def _mean_log_probs(self, starts: list[list[int]], spoken: list[list[int]]) -> npt.NDArray[np.float64]:

@@ -30,6 +30,7 @@ from hawker.policies.copy_bank import Candidate, ChoiceConfig, build_bank
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.page import PageLayout
 from hawker.policies.page_actor import PageActor, PageStrategy
+from hawker.policies.small_writer import small_model
 from hawker.shop.artefacts import write_directory
 from hawker.shop.config import to_dict
 from hawker.shop.logs import read_logs
@@ -171,6 +172,21 @@ def served_bank(remembering: Path, served_pages: Path, tmp_path_factory: pytest.
         patched.setattr(page_export, "CHECKED_PAGES", 200)
         patched.setattr(page_export, "LIVES", 16)
         report = page_export.export_run(run, directory / "bundle")
+    (directory / "report.json").write_text(json.dumps(report, allow_nan=False))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def served_live(served_bank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``served_bank``, with a tiny writer of random weights, which has a voice; not to change."""
+    directory = tmp_path_factory.mktemp("live")
+    shutil.copytree(served_bank / "run", directory / "run")
+    run, texts = Run(directory / "run"), ["A quiet pot for slow mornings", "Warm wool for cold days"]
+    writer = small_model(run.path / "writer" / "sft", texts)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(page_export, "CHECKED_PAGES", 200)
+        patched.setattr(page_export, "LIVES", 16)
+        report = page_export.export_run(run, directory / "bundle", None, writer, ("Made by hand, for every day",))
     (directory / "report.json").write_text(json.dumps(report, allow_nan=False))
     return directory
 

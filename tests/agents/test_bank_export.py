@@ -161,7 +161,7 @@ def test_a_run_gives_its_bank_and_rules_on(served_bank, monkeypatch):
     monkeypatch.setattr(page_export, "read_bank", lambda run, rules: (run, rules))
     run = Run(served_bank / "run")
     assert export_run(run, Path("out"), Path("rules")) == {}
-    assert seen[0][2:] == (Path("out"), (run, Path("rules")))
+    assert seen[0][2:] == (Path("out"), (run, Path("rules")), None)
 
 
 @torch.no_grad()

@@ -48,6 +48,21 @@ def test_what_a_loss_does_not_depend_on_stays():
     assert not any(torch.equal(one, other) for one, other in zip(first.parameters(), before, strict=True))
 
 
+def test_gradients_beside_add_up_and_change_no_step():
+    flat, plain = layers(), layers()
+    adam, without = FlatAdam(list(flat.parameters()), 0.01), FlatAdam(list(plain.parameters()), 0.01)
+    adam.beside, expected = drawn(4, 3, seed=5).requires_grad_(), torch.zeros(4, 3)
+    for _ in range(3):
+        own = adam.beside.detach().requires_grad_()
+        expected += torch.autograd.grad(flat(own).square().mean(), own)[0]
+        adam.step(flat(adam.beside).square().mean(), 1e-3)
+        without.step(plain(own.detach()).square().mean(), 1e-3)
+    torch.testing.assert_close(adam.beside.grad, expected)
+    assert all(torch.equal(one, other) for one, other in zip(flat.parameters(), plain.parameters(), strict=True))
+    adam.step(flat(drawn(4, 3)).square().mean(), 1e-3)
+    torch.testing.assert_close(adam.beside.grad, expected, msg="a loss that does not depend on it adds nothing")
+
+
 class Told:
     """A policy that says what it was told."""
 

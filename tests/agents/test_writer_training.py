@@ -24,9 +24,10 @@ from hawker.agents.writer_training import (
     write_stage,
 )
 from hawker.policies.writer import load_causal
-from hawker.shop.artefacts import write_json
+from hawker.shop.artefacts import read_json, write_json
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
+from hawker.simulators.store import META
 
 
 def test_places(tmp_path: Path):
@@ -89,6 +90,7 @@ def test_an_adapter_learns_beside_weights_in_bfloat16(small_lm: Path, tmp_path: 
     trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda same: same), model=tuned)
     stage = Stage(Run(tmp_path), "sft")
     write_stage(stage, trainer, str(small_lm), config, {})
+    assert read_json(stage.out / "source.json") == {"model": str(small_lm), "made_from": str(small_lm)}
     before, after = (dict(each.named_parameters()) for each in (plain, load_causal(stage.out, torch.float32)))
     name = "model.layers.0.mlp.up_proj.weight"
     # Each entry gains 2 (the scale) x rank x 0.01 x 0.01.
@@ -116,6 +118,15 @@ def test_the_untouched_model(small_lm: Path, tmp_path: Path):
         (tmp_path / name).write_bytes((small_lm / name).read_bytes())
     write_json(tmp_path / "source.json", {"model": "x", "made_from": "the first"})
     assert untouched(str(tmp_path)) == "the first"
+
+
+def test_a_writer_knows_the_log_of_its_run(small_lm: Path, tmp_path: Path):
+    model = SimpleNamespace(model=load_causal(small_lm, torch.float32))
+    model.accelerator = SimpleNamespace(unwrap_model=lambda same: same)
+    stage = Stage(Run(tmp_path), "sft")
+    write_json(stage.run.shoppers / META, {"logs_digest": "the log's"})
+    write_stage(stage, model, str(small_lm), SftConfig(rank=0), {})
+    assert read_json(stage.out / "source.json")["logs"] == "the log's"
 
 
 def test_a_run_that_is_a_file(tmp_path: Path):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hawker.app.bench_commands import BENCHES, BenchEmbeddings, BenchPareto, BenchSpeed
+from hawker.app.bench_commands import BENCHES, BenchBackbone, BenchEmbeddings, BenchPareto, BenchSpeed
 from hawker.app.commands import COMMANDS
 from hawker.shop.figures import figure
 
@@ -65,3 +65,20 @@ def test_encodings_are_told_pool_by_pool_and_a_tie_as_a_tie(
         assert said in printed
     assert printed.index("51.25") < printed.index("62.5"), "pool by pool"
     assert json.loads((tmp_path / "report.json").read_text())["notes"] == ["new items: a tie"]
+
+
+def test_a_tuned_backbone_is_told_pool_by_pool_with_what_the_judge_keeps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run_backbone(model: str, seeds: tuple[int, ...], quick: bool, progress: Any) -> dict[str, Any]:
+        assert (model, seeds, quick) == ("small", (4,), True)
+        gain = figure(0.4, None, None, 1, "reward a shopper")
+        arms = {pool: {"tuned": {"reward": value}} for pool, value in (("known", 62.5), ("new", 51.25))}
+        return {"figures": {"known.tuned_minus_frozen": gain}, "arms": arms, "notes": ["seed 4: frozen is kept"]}
+
+    monkeypatch.setattr("hawker.app.bench.run_backbone", run_backbone)
+    BenchBackbone("small", (4,), True, tmp_path / "report.json").run()
+    printed = capsys.readouterr().out
+    for said in ("62.5", "51.25", "known.tuned_minus_frozen", "- seed 4: frozen is kept"):
+        assert said in printed
+    assert json.loads((tmp_path / "report.json").read_text())["notes"] == ["seed 4: frozen is kept"]

@@ -16,8 +16,10 @@ def test_export_takes_whatever_the_run_has_learned(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(page_export, "export_run", lambda *given: seen.append(given) or report)
     words = ["export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--json", str(tmp_path / "report.json")]
     assert main(words) == 0
-    assert main([*words, "--rules", str(tmp_path / "rules.yaml")]) == 0
-    assert seen == [(Run(tmp_path / "run"), tmp_path / "bundle", rules) for rules in (None, tmp_path / "rules.yaml")]
+    more = ["--rules", str(tmp_path / "rules.yaml"), "--writer", str(tmp_path / "sft"), "--voice", "A", "--voice", "B"]
+    assert main([*words, *more]) == 0
+    where = Run(tmp_path / "run"), tmp_path / "bundle"
+    assert seen == [(*where, None, None, ()), (*where, tmp_path / "rules.yaml", tmp_path / "sft", ("A", "B"))]
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert "bytes" in capsys.readouterr().out
 
@@ -83,3 +85,43 @@ def test_decide_answers_with_a_line_of_the_bank(served_bank, tmp_path, capsys):
         assert said["choices"] == 3
         assert said["propensity"] > 1 / 3
         assert answers[2]["copy"][slot] in said["sentence"]
+
+
+def test_decide_lets_the_writer_write(served_live, tmp_path, capsys):
+    request = tmp_path / "page.json"
+    request.write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z"}))
+    words = ["decide", str(served_live / "bundle"), "--context", str(request), "--seed", "3"]
+    answers = []
+    for more in ([], ["--live", "300"], ["--live", "300"], ["--live", "1e-6"]):
+        assert main([*words, *more]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    plain, spoken, again, late = answers
+    assert spoken == again
+    assert {line["reason"] for line in spoken["live"]} <= {"written", "refused"}
+    assert {line["reason"] for line in late["live"]} == {"late"}
+    assert late["copy"] == plain["copy"]
+    kept = [line["source"] != "live" for line in spoken["live"]]
+    assert [own == line for own, line in zip(plain["copy"], spoken["copy"], strict=True)] == kept
+    same = ("slate", "ad", "offer", "propensities", "state")
+    assert [spoken[key] for key in same] == [late[key] for key in same] == [plain[key] for key in same]
+    assert (spoken["log_prob"], spoken["log_probs"]["copy"], plain.get("live")) == (None, None, None)
+    page = {key: spoken[key] for key in ("timestamp", "slate", "ad", "offer", "copy", "lines")} | {"clicked": [1]}
+    request.write_text(json.dumps({"timestamp": "2026-11-23T10:00:00Z", "history": [page]}))
+    assert main([*words, "--live", "1e-6"]) == 0
+    assert json.loads(capsys.readouterr().out)["pages_read"] == 1
+
+
+@pytest.mark.parametrize(
+    ("which", "seconds", "line"),
+    [
+        ("served_bank", "2", "bundle: the bundle has no writer; export it with --writer, from a run with a copy bank"),
+        ("served_live", "0", "live copy: bad deadline; got 0.0, expected seconds above 0, at most 3,600"),
+    ],
+)
+def test_live_that_cannot_be(request, which, seconds, line, tmp_path, capsys):
+    (tmp_path / "page.json").write_text(json.dumps({"timestamp": "2026-11-22T10:00:00Z"}))
+    bundle = str(request.getfixturevalue(which) / "bundle")
+    assert main(["decide", bundle, "--context", str(tmp_path / "page.json"), "--live", seconds]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1

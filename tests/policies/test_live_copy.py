@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from hawker.policies.briefs import Brief
-from hawker.policies.copy_bank import Candidate, CopyBank, build_bank
 from hawker.policies.guardrails import Guardrails
-from hawker.policies.live_copy import LiveCopy, LiveLine
+from hawker.policies.live_copy import LiveCopy, LiveLine, StandIn
 from hawker.policies.small_writer import small_model
 from hawker.policies.writer import Writer, token_cap
 from hawker.shop.errors import InputError
 
 GUARDRAILS = Guardrails.load()
-POT = Brief("headline", title="Tea pot", price=35.0)
-IN_BANK = {"A pot for slow mornings", "Brew something good", "Tea time"}
+POT, HAT = Brief("headline", title="Tea pot", price=35.0), Brief("headline", title="Wool hat", price=35.0)
+STORED = StandIn("A pot for slow mornings", "bank")
 AMPLE = 120.0
 """Seconds that no line of these takes, however busy the machine is."""
 
@@ -33,7 +31,7 @@ class Slow:
         self.line, self.let, self.asked, self.begun = line, threading.Event(), [], threading.Event()
         self.writing = self.most = 0
 
-    def write(self, briefs: Sequence[Brief], seed: int, until: float) -> list[list[str]]:
+    def write(self, briefs: Sequence[Brief], *, seed: int, **_: Any) -> list[list[str]]:
         self.writing += 1
         self.most = max(self.most, self.writing)
         self.asked.append(seed)
@@ -44,24 +42,21 @@ class Slow:
 
 
 class Says:
-    """A writer who says a line, or raises, at once."""
+    """A writer who says a line for each brief, or raises after those before it."""
 
-    def __init__(self, said: str | Exception) -> None:
-        self.said = said
+    def __init__(self, *said: str | Exception) -> None:
+        self.said, self.told = said, dict[str, Any]()
 
-    def write(self, briefs: Sequence[Brief], seed: int, until: float) -> list[list[str]]:
-        if isinstance(self.said, Exception):
-            raise self.said
-        return [[self.said] for _ in briefs]
-
-
-@pytest.fixture(scope="module")
-def bank() -> CopyBank:
-    candidates = [Candidate("pot", POT, line) for line in sorted(IN_BANK)]
-    candidates.append(Candidate("hat", Brief("headline", title="Wool hat", price=35.0), "Warm wool for 35.00"))
-    held = build_bank(candidates, lambda *asked: np.zeros((1, len(asked[0]))), GUARDRAILS, "a writer")
-    assert len(held) == 4
-    return held
+    def write(self, briefs: Sequence[Brief], *, ended: Callable[[int, str], None], **told: Any) -> list[list[str]]:
+        self.told = told
+        lines = []
+        for i, _ in enumerate(briefs):
+            said = self.said[i % len(self.said)]
+            if isinstance(said, Exception):
+                raise said
+            ended(i, said)
+            lines.append([said])
+        return lines
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +66,23 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Writer:
 
 
 @pytest.fixture
-def live(bank: CopyBank) -> Iterator[Callable[..., LiveCopy]]:
-    """Makes live copy of the bank, and closes it."""
+def live() -> Iterator[Callable[..., LiveCopy]]:
+    """Makes live copy, and closes it."""
     made: list[LiveCopy] = []
 
-    def make(writer: Any, seconds: float = AMPLE, held: CopyBank | None = bank) -> LiveCopy:
-        made.append(LiveCopy(writer, GUARDRAILS, held, seconds))
+    def make(writer: Any, seconds: float = AMPLE) -> LiveCopy:
+        made.append(LiveCopy(writer, GUARDRAILS, seconds))
         return made[-1]
 
     yield make
     for copy in made:
         copy.close()
+
+
+def one(copy: LiveCopy, seed: int, brief: Brief = POT, stored: StandIn = STORED) -> LiveLine:
+    """Return the line of a page that shows one item."""
+    (answer,) = copy.write([brief], [stored], seed)
+    return answer
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -91,22 +92,18 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def test_a_real_writer_in_time(writer: Writer, live: Callable[..., LiveCopy], nothing_global: None):
-    copy = live(writer)
-    seeds = range(8)
-    answers = [copy.write("pot", POT, seed) for seed in seeds]
-    assert [copy.write("pot", POT, seed) for seed in seeds] == answers
-    for seed, answer in zip(seeds, answers, strict=True):
-        line = GUARDRAILS.tidy(writer.write([POT], seed=seed)[0][0])
-        rules = ", ".join(hit.rule for hit in GUARDRAILS.hits(line, POT))
-        if rules:
-            assert answer[1:] == ("bank", "refused", rules)
-            assert answer.line in IN_BANK
-        else:
-            assert answer == (line, "live", "written", "")
-    assert {answer.source for answer in answers} == {"live", "bank"}
-    assert len({answer.line for answer in answers if answer.source == "bank"}) > 1  # the seed chooses there too
-    copy.close()
+def test_a_page_of_a_real_writer_in_time(writer: Writer, live: Callable[..., LiveCopy], nothing_global: None):
+    copy, briefs = live(writer), [POT, HAT] * 16
+    pages = [copy.write(briefs, [STORED] * 32, seed) for seed in range(2)]
+    assert [copy.write(briefs, [STORED] * 32, seed) for seed in range(2)] == pages
+    assert pages[0] != pages[1]
+    for seed, page in enumerate(pages):
+        for brief, (said,), answer in zip(briefs, writer.write(briefs, seed=seed), page, strict=True):
+            line = GUARDRAILS.tidy(said)
+            rules = ", ".join(hit.rule for hit in GUARDRAILS.hits(line, brief))
+            assert answer == (LiveLine(*STORED, "refused", rules) if rules else (line, "live", "written", ""))
+    assert {answer.source for page in pages for answer in page} == {"live", "bank"}
+    assert copy.counts.total() == 128
 
 
 def test_a_real_writer_stops_when_it_is_late(writer: Writer, live: Callable[..., LiveCopy], nothing_global: None):
@@ -118,43 +115,65 @@ def test_a_real_writer_stops_when_it_is_late(writer: Writer, live: Callable[...,
         time.sleep(0.1)
 
     hook = writer.model.register_forward_pre_hook(slowly)
-    answer = copy.write("pot", POT, 3)
+    answer = one(copy, 3)
     copy.close()
     hook.remove()
-    assert answer[1:] == ("bank", "late", "")
-    assert answer.line in IN_BANK
+    assert answer == LiveLine(*STORED, "late", "")
     assert len(tokens) <= 3 < token_cap("headline")  # begun, and not gone on with
     assert writer.write([POT], seed=3) == expected
+
+
+def test_lines_that_have_ended_are_kept_when_the_others_are_late(live: Callable[..., LiveCopy]):
+    let, pages = threading.Event(), []
+
+    class Halfway:
+        def write(self, briefs: Sequence[Brief], *, ended: Callable[[int, str], None], **_: Any) -> None:
+            ended(1, "Warm wool")
+            assert let.wait(AMPLE)
+            raise TimeoutError
+
+    copy = live(Halfway(), 0.1)
+
+    def kept() -> bool:
+        let.clear()
+        pages.append(copy.write([POT, HAT, POT], [STORED] * 3, 0))
+        let.set()
+        return pages[-1][1].source == "live"
+
+    wait_until(kept)  # the deadline may pass before the writer has begun: once more
+    late = LiveLine(*STORED, "late", "")
+    assert pages[-1] == [late, LiveLine("Warm wool", "live", "written", ""), late]
 
 
 def test_late_then_busy_then_live_again(live: Callable[..., LiveCopy]):
     slow = Slow()
     copy = live(slow, 0.1)
     start = time.monotonic()
-    assert copy.write("pot", POT, 1)[1:] == ("bank", "late", "")
+    assert one(copy, 1) == LiveLine(*STORED, "late", "")
     assert time.monotonic() - start >= 0.1
-    wait_until(lambda: slow.begun.is_set() or not copy.write("pot", POT, 1))  # late before it began: once more
-    assert [copy.write("pot", POT, seed)[1:] for seed in range(20)] == [("bank", "busy", "")] * 20
+    wait_until(lambda: slow.begun.is_set() or not one(copy, 1))  # late before it began: once more
+    assert [one(copy, seed).reason for seed in range(20)] == ["busy"] * 20
     assert slow.asked == [1]  # nobody waits in line
     slow.let.set()
-    wait_until(lambda: copy.write("pot", POT, 2).source == "live")
+    wait_until(lambda: one(copy, 2).source == "live")
     assert slow.asked.count(1) == 1
-    wait_until(lambda: copy.write("pot", POT, 1) == ("Pour a quiet cup", "live", "written", ""))
+    wait_until(lambda: one(copy, 1) == ("Pour a quiet cup", "live", "written", ""))
     assert slow.asked.count(1) >= 2  # the late line was not kept
     assert copy.counts["bank", "busy"] >= 20
     assert copy.counts["live", "written"] == 2
 
 
-def test_one_line_at_a_time(live: Callable[..., LiveCopy]):
+def test_one_page_at_a_time(live: Callable[..., LiveCopy]):
     slow = Slow()
     copy = live(slow)
     with ThreadPoolExecutor(8) as pages:
-        answers = [pages.submit(copy.write, "pot", POT, seed) for seed in range(8)]
+        answers = [pages.submit(copy.write, [POT, HAT], [STORED] * 2, seed) for seed in range(8)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 7)
         slow.let.set()
-    assert sorted(answer.result().reason for answer in answers) == ["busy"] * 7 + ["written"]
+    reasons = sorted(line.reason for answer in answers for line in answer.result())
+    assert reasons == ["busy"] * 14 + ["written"] * 2
     assert slow.most == 1
-    assert copy.counts == {("bank", "busy"): 7, ("live", "written"): 1}
+    assert copy.counts == {("bank", "busy"): 14, ("live", "written"): 2}
 
 
 @pytest.mark.parametrize(
@@ -169,51 +188,58 @@ def test_one_line_at_a_time(live: Callable[..., LiveCopy]):
     ],
     ids=["offer", "empty", "runtime", "input", "memory", "timeout"],
 )
-@pytest.mark.parametrize("item", ["pot", "unknown"])
-def test_what_stands_in(said: str | Exception, reason: str, detail: str, item: str, live: Callable[..., LiveCopy]):
-    copy = live(Says(said))
-    answer = copy.write(item, POT, 4)
-    source = "bank" if item == "pot" else "fallback"
-    assert answer == LiveLine(answer.line, source, reason, detail)
-    assert answer.line in IN_BANK if item == "pot" else answer.line == GUARDRAILS.fallback(POT)
-    assert copy.write(item, POT, 4) == answer
-    assert copy.counts == {(source, reason): 2}
+def test_what_stands_in(said: str | Exception, reason: str, detail: str, live: Callable[..., LiveCopy]):
+    copy = live(Says("Pour a quiet cup", said))
+    template = StandIn("Wool hat", "fallback")
+    expected = [("Pour a quiet cup", "live", "written", ""), (*template, reason, detail)]
+    assert copy.write([POT, HAT], [STORED, template], 4) == expected
+    assert copy.write([POT, HAT], [STORED, template], 4) == expected
+    assert copy.counts == {("live", "written"): 2, ("fallback", reason): 2}
     assert copy.rejected == ({detail: 2} if reason == "refused" else {})
 
 
 def test_a_line_that_is_tidied_first(live: Callable[..., LiveCopy]):
-    answer = live(Says('Headline: "Pour a quiet cup"\nIt is round.')).write("pot", POT, 0)
+    answer = one(live(Says('Headline: "Pour a quiet cup"\nIt is round.')), 0)
     assert answer == ("Pour a quiet cup", "live", "written", "")
 
 
-def test_no_bank(live: Callable[..., LiveCopy]):
-    assert live(Says(""), held=None).write("pot", POT, 0)[:2] == (GUARDRAILS.fallback(POT), "fallback")
+def test_a_page_without_items(live: Callable[..., LiveCopy]):
+    assert live(Says("")).write([], [], 0) == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "told"), [(7, (1.0, 7)), (2**63 + 5, (1.0, 5)), (None, (0.0, 0))], ids=["seed", "large", "likeliest"]
+)
+def test_what_the_writer_is_asked(seed: int | None, told: tuple[float, int], live: Callable[..., LiveCopy]):
+    writer = Says("Pour a quiet cup")
+    live(writer).write([POT], [STORED], seed)
+    assert (writer.told["temperature"], writer.told["seed"]) == told
 
 
 def test_a_line_of_the_bank_that_is_no_longer_true(live: Callable[..., LiveCopy]):
-    copy = live(Says(""))
-    hat, dearer = (Brief("headline", title="Wool hat", price=price) for price in (35.0, 45.0))
-    assert copy.write("hat", hat, 0)[:2] == ("Warm wool for 35.00", "bank")
-    assert copy.write("hat", dearer, 0)[:2] == (GUARDRAILS.fallback(dearer), "fallback")
+    copy, stored = live(Says("")), StandIn("Warm wool for 35.00", "bank")
+    dearer = Brief("headline", title="Wool hat", price=45.0)
+    assert one(copy, 0, HAT, stored)[:2] == stored
+    assert one(copy, 0, dearer, stored)[:2] == (GUARDRAILS.fallback(dearer), "fallback")
 
 
 def test_closing_waits_and_what_comes_after_is_answered(live: Callable[..., LiveCopy]):
     slow = Slow()
     with live(slow, 0.01) as copy:
-        assert copy.write("pot", POT, 0).reason == "late"
+        assert one(copy, 0).reason == "late"
         begun = slow.begun.wait(0.5)
         threading.Timer(0.05, slow.let.set).start()
     assert slow.let.is_set() or not begun
     assert slow.writing == 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("live-copy")]
-    assert copy.write("pot", POT, 0)[1:] == ("bank", "closed", "")
+    assert one(copy, 0) == LiveLine(*STORED, "closed", "")
     copy.close()
 
 
 @pytest.mark.parametrize("seconds", [0, -1.0, math.nan, math.inf, 3601.0])
-def test_bad_deadlines(seconds: float, bank: CopyBank):
+def test_bad_deadlines(seconds: float):
     writer: Any = Says("")
     with pytest.raises(InputError) as caught:
-        LiveCopy(writer, GUARDRAILS, bank, seconds)
+        LiveCopy(writer, GUARDRAILS, seconds)
     expected = f"live copy: bad deadline; got {seconds}, expected seconds above 0, at most 3,600"
     assert str(caught.value) == expected

@@ -144,7 +144,11 @@ HISTORIES = {
     ),
     "no tier": ([PAGE | {"offer": -1}], "history[0]: offer: not a whole number; got -1, expected at least 0"),
     "half a page": ([PAGE | {"page": 0.5}], "history[0]: page: not a whole number; got 0.5"),
-    "unknown line": ([PAGE | {"copy": ["buy!!!"]}], "history[0]: copy: a line that is not in the bank; got 'buy!!!'"),
+    "no text": ([PAGE | {"copy": [7]}], "history[0]: copy: not a line; got 7, expected a text or null"),
+    "a number for an unknown line": (
+        [PAGE | {"copy": ["buy!!!"], "lines": [1]}],
+        "history[0]: lines: not the line of the copy; got 1, expected null: the bundle has no such line",
+    ),
     "no such number": ([PAGE | {"lines": [10**6]}], "history[0]: lines: a line that is not in the bank; got 1000000"),
     "another line": ([PAGE | {"copy": ["LINE0"], "lines": [1]}], "history[0]: lines: not the line of the copy; got 1"),
     "a line for nothing": ([PAGE | {"lines": [None, 0]}], "history[0]: copy: a line where no item was shown"),
@@ -166,6 +170,17 @@ def test_histories_that_cannot_have_been(bundle, items, name):
         decide(bundle, history=history)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("which", ["bundle", "speaking"])
+def test_a_line_that_the_bundle_does_not_have_is_read_as_unknown(which, request):
+    bundle = request.getfixturevalue(which)
+    page = {"timestamp": days_on(-1), "slate": list(bundle.shop.catalog.item_ids[:2]), "clicked": [1]}
+    none, unknown = (decide(bundle, history=[page | {"copy": [line]}]) for line in (None, "written for this page"))
+    both = decide(bundle, history=[page | {"copy": ["written for this page"], "lines": [None]}])
+    assert none == unknown == both
+    heard = decide(bundle, history=[page | {"copy": [bundle.lines[0]]}])
+    assert heard["state"] != none["state"]
 
 
 def test_states_that_cannot_be(bundle):

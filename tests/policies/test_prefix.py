@@ -131,7 +131,11 @@ def test_what_follows_is_what_the_model_generates(model):
     greedy = {"do_sample": False, "max_new_tokens": 9, "pad_token_id": 1}
     whole = model.generate(input_ids=ids, attention_mask=mask, eos_token_id=[], **greedy)[:, 9:]
     ends = [int(whole[0, 1]), int(whole[1, 4])]  # so that rows end one by one
-    said = go_on(model, ids, mask, 9, 0.0, ends)
+    told: list[tuple[int, list[int]]] = []
+    said = go_on(model, ids, mask, 9, 0.0, ends, ended=lambda row, tokens: told.append((row, list(tokens))))
+    cut = [row for row, tokens in enumerate(said) if tokens[-1] not in ends]
+    assert sorted(told) == [(row, tokens) for row, tokens in enumerate(said) if row not in cut]
+    assert [len(tokens) for _, tokens in told] == sorted(len(tokens) for _, tokens in told)
     for row, tokens in zip(whole.tolist(), said, strict=True):
         length = next((i + 1 for i, token in enumerate(row) if token in ends), 9)
         assert tokens == row[:length]

@@ -100,6 +100,16 @@ def test_it_gives_up_when_the_time_is_over(writer: Writer, nothing_global: None)
     assert writer.write(BRIEFS, seed=5, until=time.monotonic() + 600) == expected
 
 
+def test_lines_are_told_as_they_end(writer: Writer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(vars(writer), "ends", list(range(50)))  # or hardly a line of random weights would end
+    many, told = [BRIEFS[0], BRIEFS[1]] * 8, dict[int, str]()
+    said = writer.write(many, seed=5, ended=told.__setitem__)
+    assert 8 < len(told) <= 16
+    assert told == {i: said[i][0] for i in told}  # each to its own brief
+    order = list(told)
+    assert order != sorted(order)  # the shorter first
+
+
 def test_log_likelihood_by_hand(writer: Writer):
     lines = ["A quiet pot", "Warm", "", "wool for slow days and cold mornings"]
     nats, tokens = writer.log_likelihood(None, lines)
