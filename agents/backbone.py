@@ -48,7 +48,7 @@ class BackboneConfig:
     """
 
     model: str = "smollm2-135m"
-    every: int = 4
+    every: int = 2
     learning_rate: float = 5e-4
     largest: float = 1.0
     rank: int = 16
@@ -251,6 +251,7 @@ class SlowSteps(BaseCallback):
 
     Attributes:
         backbone: What learns.
+        columns: Where the texts' vectors stand among those of the items.
         history: For each step the pages so far, the gradient's norm, and how far the vectors of items have moved from
             where they began, as a root mean square in the actor's units, in which all texts together have variance
             ``TEXT_VARIANCE``.
@@ -264,8 +265,8 @@ class SlowSteps(BaseCallback):
         assert catalog.text is not None, "the actor sees no texts"
         self.backbone, self.history = backbone, list[dict[str, float]]()
         self._texts, self._every, self._gathered = texts, every, 0
-        self._columns = slice(catalog.features.width, catalog.features.width + catalog.text.width)
-        self._first = torch.from_numpy(catalog.vectors[:, self._columns].copy())
+        self.columns = slice(catalog.features.width, catalog.features.width + catalog.text.width)
+        self._first = torch.from_numpy(catalog.vectors[:, self.columns].copy())
 
     @property
     def _slate(self) -> SlateActor:
@@ -294,7 +295,7 @@ class SlowSteps(BaseCallback):
         self.model._adam.beside, self._gathered = self._slate._scaled_items.requires_grad_(), 0
 
     def _turn(self) -> None:
-        slate, columns, model = self._slate, self._columns, self.model
+        slate, columns, model = self._slate, self.columns, self.model
         minibatches = self._every * model.n_epochs * math.ceil(model.n_steps * model.n_envs / model.batch_size)
         summed, spread = slate._scaled_items.grad, slate.item_spread[columns]
         assert summed is not None

@@ -121,9 +121,11 @@ def compare_eyes(
         model.set_logger(Logger(None, []))
         told = _Told(eyes, config.steps, progress)
         model.learn(config.steps, callback=[told, slow] if eyes == "tuned" else told)
-        after = seen(world, seen_by(catalog, reader, reader.encode(texts)))
+        actor = model.policy.actor
+        read_last = actor.slate.item_vectors[:, slow.columns].cpu().numpy()
+        after = seen(world, seen_by(catalog, reader, read_last))
         trained_on = {"config": to_dict(config), "backbone": to_dict(backbone), "eyes": eyes}
-        pages[eyes] = PageStrategy(model.policy.actor, after.builder, world.lines, trained_on)
+        pages[eyes] = PageStrategy(actor, after.builder, world.lines, trained_on)
     figures = judged(judge, pages, config)
     return Trained(decided(figures), pages, figures, slow.history, reader)
 
