@@ -147,7 +147,8 @@ class LiveCopy:
         """Do the writing, on a thread of its own; lines go into ``said`` as they end."""
         temperature, seed = (0.0, 0) if seed is None else (1.0, seed % SEEDS)
         try:
-            lines = self._writer.write(briefs, 1, temperature, seed, until, said.__setitem__)
+            told = said.__setitem__
+            lines = self._writer.write(briefs, temperature=temperature, seed=seed, until=until, ended=told)
         except TimeoutError:
             return "late", ""
         except Exception as error:  # a page is waiting, whatever it is that failed
