@@ -289,7 +289,7 @@ class BenchEmbeddings:
 
 @dataclass(frozen=True)
 class BenchBackbone:
-    """See whether tuning a language model's reading of items for the choices, by policy gradient, earns anything.
+    """See whether a language model that learns from PPO to read items earns anything.
 
     Pages are learned twice from the same seed, through the eyes of the model as it is and under LoRA. A judge, whom
     nothing was trained against, says which to keep; the gold world says who was right, on new items too.

@@ -68,7 +68,7 @@ class WriterSft:
         write_report(self.json, report)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _FromPairs:
     """What learns from pairs of lines.
 
@@ -99,7 +99,7 @@ class _FromPairs:
         return run, model, _pairs(run, self.pairs, model, self.surface)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WriterDpo(_FromPairs):
     """Train the writer on pairs of lines, directly.
 
@@ -119,7 +119,7 @@ class WriterDpo(_FromPairs):
         write_report(self.json, report)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WriterReward(_FromPairs):
     """Learn a model of preferences from pairs of lines, to stand beside the shoppers in writer grpo.
 
