@@ -77,7 +77,6 @@ QUICK = BackboneBenchConfig(
     followed=200,
     fit=FitConfig(members=2, epochs=2),
     train=replace(WHOLE_PAGES, steps=8_192, shoppers=256, pages=8, batch=1024, critic_first=2_048),
-    backbone=BackboneConfig(every=2),
 )
 """For a look: its figures say that the benchmark runs, not who wins."""
 
