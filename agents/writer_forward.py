@@ -45,6 +45,30 @@ def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
                     layer.cast_input_dtype_enabled = False  # its small weights are cast, not all that it reads
 
 
+def read_pairs_once(trainer: Any) -> None:
+    """Let the model of trl's RewardTrainer read what the two answers of a pair begin with once, on a CPU."""
+    if trainer.args.device.type != "cpu":
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = base.forward
+
+    def forward(self: Any, **kwargs: Any) -> Any:
+        ids, mask = kwargs["input_ids"], kwargs["attention_mask"]
+        if not self.training:  # no pairs, then
+            return plain(**kwargs)
+        chosen, rejected = ids.chunk(2)
+        alike = int((chosen == rejected).int().cumprod(1).sum(1).min())
+        begin = min(alike, int(mask.sum(1).min()) - 1)  # of every answer a token is left, whose score counts
+        if begin == 0:
+            return plain(**kwargs)
+        cache = read_once(self, ids[:, :begin], mask[:, :begin])
+        places = {name: each[:, begin:] for name, each in placed(self, mask).items()}
+        return plain(input_ids=ids[:, begin:], attention_mask=mask, past_key_values=cache, use_cache=True, **places)
+
+    base.forward = types.MethodType(forward, base)
+
+
 def _scoring(model: Any, temperature: float) -> Any:
     plain = model.forward
 

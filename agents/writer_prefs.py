@@ -13,7 +13,7 @@ import torch
 
 from hawker.agents.writer_config import DpoConfig, RewardModelConfig, TuneConfig, check
 from hawker.agents.writer_data import Pair
-from hawker.agents.writer_forward import read_prompts_once
+from hawker.agents.writer_forward import read_pairs_once, read_prompts_once
 from hawker.agents.writer_training import (
     Progress,
     Stage,
@@ -128,6 +128,7 @@ def fit_preferences(
             processing_class=tokenizer,
             peft_config=adapter(config.rank, "SEQ_CLS"),
         )
+        read_pairs_once(trainer)
         report = fine_tune(trainer, stage, agree, resume, progress)
         judge = PreferenceModel(stage.out, trainer.model.eval(), tokenizer, trainer.args.device)
         prompts = [asked(tokenizer, pair.prompt) for pair in held_out]

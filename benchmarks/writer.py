@@ -109,8 +109,8 @@ class WriterConfig:
     followed: int = 4_000
     horizon: int = 28
     preferences: int = 1_000
-    prefer: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(steps=24, learning_rate=5e-4))
-    dpo: DpoConfig = field(default_factory=lambda: DpoConfig(steps=24, learning_rate=2e-4))
+    prefer: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(steps=60, learning_rate=5e-4))
+    dpo: DpoConfig = field(default_factory=lambda: DpoConfig(steps=60, learning_rate=2e-4))
     hostile: int = 200
 
 

@@ -23,6 +23,14 @@ PLAIN = (
     "A {} and nothing else",
     "The {} of the season",
     "Simply a {}",
+    "{} for slow mornings",
+    "Everyone's next {}",
+    "Found at last: {}",
+    "A {} to trust",
+    "The {} that lasts",
+    "All about the {}",
+    "{} for any weekend",
+    "One {} for every day",
     "{} with a story",
     "Meet the {}",
 )
@@ -31,10 +39,19 @@ WARM = (
     "Your next {}",
     "You found it: {}",
     "A {} you can trust",
+    "The {} that suits you",
+    "All you want in a {}",
+    "{} for your weekend",
+    "One {} for all your days",
+    "See you with this {}",
+    "{} at your side",
+    "Your home and this {}",
+    "Treat your day to a {}",
     "{}, made for you",
     "Make it your {}",
 )
-"""Lines that do not address the reader, and lines that do; the last two of each are kept for judging."""
+"""Lines that do not address the reader, and lines that do, so many that little but the rule tells them apart; the last
+two of each are kept for judging."""
 
 _KEPT = 2
 

@@ -88,8 +88,8 @@ class Rules:
 
 
 RULES = (
-    *("empty", "length", "shouting", "markup", "link", "personal", "discount", "price", "number", "free", "claim"),
-    *("medical", "banned", "language", "echo", "leak", "injected", "voice"),
+    *("empty", "length", "shouting", "repeats", "markup", "link", "personal", "discount", "price", "number", "free"),
+    *("claim", "medical", "banned", "language", "echo", "leak", "injected", "voice"),
 )
 
 MOST_READ = 1000
@@ -108,6 +108,7 @@ _LABEL = re.compile(
     r"|win-?back(?: message)?|copy|ad copy|line|output|answer|response|text|slogan|tagline|assistant)[*_\s]*:)",
     re.IGNORECASE,
 )
+_AGAIN = re.compile(r"(?<!\S)(\S+(?: \S+){1,11}) \1(?!\S)")
 _FIELD = re.compile(r"\{(title|category|percent)\}")
 _BULLET = re.compile(r"(?:[-*\u2022\u2013\u2014#>]+|\d{1,2}[.)])\s+")
 _OPENING = tuple('"\u201c\u201d\u201e\u00ab\u00bb')
@@ -250,6 +251,8 @@ class Guardrails:
         if not any(c.isalpha() for c in line):
             yield "empty", "no letter in it"
         yield from self._shouting(line, brief)
+        if again := _repeated(spoken):
+            yield "repeats", f"'{again[:60]}' twice"
         if line != visible(line):
             yield "markup", "a control character or white space that a line does not need"
         if match := _MARKUP.search(unicodedata.normalize("NFKC", line)):
@@ -358,6 +361,17 @@ class Guardrails:
 
 def _grams(tokens: list[str], n: int) -> list[str]:
     return [" ".join(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def _repeated(spoken: list[str]) -> str:
+    """Return words, two at least, that follow on themselves, or the last three where they stand before; "" if none.
+
+    Three words that open two clauses ("a pot for you, a pot for tea") are a figure of speech.
+    """
+    if match := _AGAIN.search(" ".join(spoken)):
+        return match[1]
+    last = " ".join(spoken[-3:])
+    return last if len(spoken) > 3 and last in _grams(spoken[:-1], 3) else ""
 
 
 def _bare(line: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from hawker.agents.writer_forward import read_prompts_once
+from hawker.agents.writer_forward import read_pairs_once, read_prompts_once
 from hawker.agents.writer_training import adapter
 from hawker.policies.small_writer import small_model
 from hawker.policies.writer import load_causal
@@ -74,6 +74,42 @@ def test_answers_and_gradients_are_trls(path: Path):
     assert torch.equal(theirs.label_mask, ours.label_mask)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(slope, same, strict=True))
     assert model(**{k: v for k, v in batch().items() if k != "labels"}).logits.shape[:2] == (6, 12)
+
+
+def test_pairs_are_scored_alike(path: Path):
+    """Answers of other lengths, one the beginning of its rival, one the same as its rival."""
+    from peft import get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = get_peft_model(model, adapter(4, "SEQ_CLS"))
+    ids = torch.randint(5, 250, (3, 12), generator=torch.Generator().manual_seed(1)).repeat(2, 1)
+    mask, pad = torch.ones_like(ids), model.config.pad_token_id
+    ids[3, 8:] = ids[3, 8:].flip(0)
+    mask[4, 9:] = mask[2, 10:] = mask[5, 10:] = 0
+    asked = {"input_ids": ids.masked_fill(mask == 0, pad), "attention_mask": mask}
+
+    def scores() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        logits = model(**asked, use_cache=False).logits[:, 0]
+        (logits * torch.arange(6)).sum().backward()
+        return logits, [weights.grad.clone() for weights in model.parameters() if weights.grad is not None]
+
+    model.train()
+    theirs, slope = scores()
+    read = []
+    read_pairs_once(trainer_of(model))
+    model.get_base_model().base_model.register_forward_hook(
+        lambda *call: read.append(call[2].last_hidden_state.shape[:2].numel())
+    )
+    ours, same = scores()
+    assert torch.allclose(theirs, ours, atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(slope, same, strict=True))
+    assert sum(read) < ids.numel()
+    model.eval()
+    assert model(input_ids=ids[:3], attention_mask=mask[:3]).logits.shape == (3, 1)
 
 
 def test_in_bfloat16_the_adapter_keeps_its_float32(path: Path):

@@ -54,6 +54,7 @@ GOOD = [
     ("Caf\u00e9 cr\u00e8me \u2615 time", PLAIN),
     ("A writing desk for kitchen gardens", PLAIN),
     ("For lovers of loyal pots", about(audience="loyal, likes garden")),
+    ("A pot for you, a pot for tea", PLAIN),
 ]
 
 BAD = [
@@ -64,6 +65,9 @@ BAD = [
     ("Look! Here! Now!", PLAIN, "shouting"),
     ("THIS pot", PLAIN, "shouting"),
     ("Soooo good", PLAIN, "shouting"),
+    ("our pot - have a look - have a look", PLAIN, "repeats"),
+    ("Our pot, our pot", PLAIN, "repeats"),
+    ("have a look - you deserve it - have a look", PLAIN, "repeats"),
     ("A <b>pot</b>", PLAIN, "markup"),
     ("A **pot**", PLAIN, "markup"),
     ("A p\ufffdt", PLAIN, "markup"),
