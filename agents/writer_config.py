@@ -46,12 +46,14 @@ class SftConfig(TuneConfig):
         sharpness: How much oftener lines that did well are learned from: weights are the line's lift to this power. 0
             learns from every impression alike.
         prior: Clicks that a line is expected to have had before the log is believed over the average line.
+        together: Lines of one brief that are learned from in a row, at most: its prompt is read once for them.
     """
 
     steps: int = 200
     surface: str = "headline"
     sharpness: float = 2.0
     prior: float = 10.0
+    together: int = 8
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "sharpness": (0, 100),
     "prior": (1e-3, 1e9),
+    "together": (1, 1024),
     "group": (2, 1024),
     "tokens": (2, 4096),
     "temperature": (1e-3, 100),

@@ -198,13 +198,14 @@ def logged_lines(
 
 
 def draw_lines(
-    lines: Sequence[LoggedLine], guardrails: Guardrails, n: int, sharpness: float, seed: int
+    lines: Sequence[LoggedLine], guardrails: Guardrails, n: int, sharpness: float, together: int, seed: int
 ) -> list[LoggedLine]:
     """Draw n lines that may be shown, with replacement, in proportion to impressions times lift ** sharpness.
 
     That is advantage-weighted regression by resampling (Peng et al. 2019, arXiv 1910.00177), the advantage being the
     logarithm of the lift and the temperature 1 / sharpness. Lines that a guardrail refuses are passed over: what was
-    shown once may not be what a shop wants to say, and clickbait does well in a log.
+    shown once may not be what a shop wants to say, and clickbait does well in a log. Lines of one brief come in runs,
+    as long as the brief has lines and at most ``together``, and it is drawn the less often for it.
 
     Raises:
         InputError: There are no lines, or the guardrails refuse nearly all of them.
@@ -212,13 +213,22 @@ def draw_lines(
     if not lines:
         raise InputError("no lines to learn from", where="writer sft")
     weights = np.array([line.shown for line in lines]) * np.array([line.lift for line in lines]) ** sharpness
-    generator, kept = np.random.default_rng(seed), list[LoggedLine]()
-    for _ in range(TRIES):
-        picks = generator.choice(len(lines), n, p=weights / weights.sum())
-        kept += [lines[i] for i in picks if not guardrails.hits(lines[i].line, lines[i].brief)]
-        if len(kept) >= n:
-            return kept[:n]
-    what, got = "the guardrails refuse nearly every line of the log", f"{len(kept):,} of {TRIES * n:,} pass"
+    found: dict[Brief, list[int]] = {}
+    for i, line in enumerate(lines):
+        found.setdefault(line.brief, []).append(i)
+    places = [np.array(each) for each in found.values()]
+    share = np.array([weights[each].sum() / min(len(each), together) for each in places])
+    generator, kept, tried = np.random.default_rng(seed), list[LoggedLine](), 0
+    while tried < TRIES * n:
+        for brief in generator.choice(len(places), n, p=share / share.sum()):
+            here = places[brief]
+            chances = weights[here] / weights[here].sum()
+            picks = [lines[i] for i in generator.choice(here, min(len(here), together), p=chances)]
+            kept += [line for line in picks if not guardrails.hits(line.line, line.brief)]
+            tried += len(picks)
+            if len(kept) >= n:
+                return kept[:n]
+    what, got = "the guardrails refuse nearly every line of the log", f"{len(kept):,} of {tried:,} pass"
     raise InputError(what, where="writer sft", got=got, remedy="see which rule with hawker copy score")
 
 

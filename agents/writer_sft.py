@@ -61,7 +61,7 @@ def sft(
     stage = Stage(run, "sft")
     path = find_model(model)
     tokenizer = load_tokenizer(path)
-    drawn = draw_lines(lines, guardrails, config.steps * config.batch, config.sharpness, config.seed)
+    drawn = draw_lines(lines, guardrails, config.steps * config.batch, config.sharpness, config.together, config.seed)
     rows = [
         {"prompt": prompt_of(tokenizer, drew.brief), "completion": answer_of(tokenizer, drew.line)} for drew in drawn
     ]
@@ -72,7 +72,12 @@ def sft(
 
         trainer: Any = SFTTrainer(
             model=network(path, config),
-            args=TrlConfig(**arguments(config, scratch), max_length=None, completion_only_loss=True),
+            args=TrlConfig(
+                **arguments(config, scratch),
+                max_length=None,
+                completion_only_loss=True,
+                train_sampling_strategy="sequential",  # lines of one brief stand together
+            ),
             train_dataset=dataset(rows),
             processing_class=tokenizer,
             peft_config=adapter(config.rank),

@@ -1,7 +1,9 @@
 """What the writer learns from, against numbers worked out by hand."""
 
+import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +117,27 @@ def line(text: str, shown: int, lift: float, clicks: float = 100.0) -> LoggedLin
 def test_lines_are_drawn_by_impressions_and_lift(nothing_global: None):
     lines = [line("x", 10, 1.0), line("y", 10, 2.0), line("z", 40, 1.0)]
     shout = line("BUY NOW!!!", 90, 3.0)  # refused, so that the others' shares are as if it were not there
-    drawn = Counter(drew.line for drew in draw_lines([*lines, shout], RULES, 1_800, 2.0, seed=0))  # 10 : 40 : 40 of 90
+    drawn = Counter(
+        drew.line for drew in draw_lines([*lines, shout], RULES, 1_800, 2.0, 1, seed=0)
+    )  # 10 : 40 : 40 of 90
     assert [drawn[name] / 1_800 for name in "xyz"] == pytest.approx([1 / 9, 4 / 9, 4 / 9], abs=0.04)
-    assert draw_lines(lines, RULES, 50, 2.0, seed=1) == draw_lines(lines, RULES, 50, 2.0, seed=1)
+    assert draw_lines(lines, RULES, 50, 2.0, 1, seed=1) == draw_lines(lines, RULES, 50, 2.0, 1, seed=1)
     with pytest.raises(InputError, match="no lines to learn from"):
-        draw_lines([], RULES, 3, 1.0, 0)
+        draw_lines([], RULES, 3, 1.0, 1, 0)
     with pytest.raises(InputError, match="refuse nearly every line of the log; got '0 of 60 pass'"):
-        draw_lines([shout], RULES, 3, 1.0, 0)
+        draw_lines([shout], RULES, 3, 1.0, 1, 0)
+
+
+def test_lines_of_a_brief_come_together_and_as_often():
+    """A brief with three lines and one with a single line: runs of three and of one, shares by weight all the same."""
+    lone = replace(line("w", 30, 1.0), brief=Brief("headline", title="Wool hat"))
+    drawn = draw_lines([line("x", 10, 1.0), line("y", 10, 2.0), line("z", 40, 1.0), lone], RULES, 2_400, 2.0, 4, seed=0)
+    shares = Counter(drew.line for drew in drawn)
+    assert [shares[name] / 2_400 for name in "wxyz"] == pytest.approx([1 / 4, 1 / 12, 1 / 3, 1 / 3], abs=0.04)
+    runs = [
+        len(list(run)) for title, run in itertools.groupby(drew.brief.title for drew in drawn) if title == "Tea pot"
+    ]
+    assert all(run % 3 == 0 for run in runs[:-1])
 
 
 def test_read_pairs(tmp_path: Path):
