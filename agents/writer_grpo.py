@@ -29,6 +29,7 @@ from hawker.agents.writer_training import (
     write_stage,
 )
 from hawker.policies.guardrails import Guardrails
+from hawker.policies.prefix import RAREST
 from hawker.policies.writer import Writer, prompt_of
 from hawker.shop.devices import resolve_device
 from hawker.shop.errors import InputError
@@ -109,6 +110,7 @@ def grpo(
             shuffle_dataset=False,  # the rows are in order, and a resumed run is to go on in the same one
             mask_truncated_completions=False,  # with few tokens it would mask most lines: they are punished instead
             use_vllm=config.vllm,
+            generation_kwargs={"epsilon_cutoff": RAREST} if device.type != "cpu" and not config.vllm else None,
         )
         trainer: Any = GRPOTrainer(
             model=network(path, config),

@@ -88,8 +88,8 @@ class StrategistConfig:
     followed: int = 4_000
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     train: TrainConfig = WHOLE_PAGES
-    sft: SftConfig = field(default_factory=lambda: SftConfig(steps=60, batch=8, learning_rate=5e-4))
-    writing: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=100, rows=16, learning_rate=5e-4, beta=0.1))
+    sft: SftConfig = field(default_factory=SftConfig)
+    writing: GrpoConfig = field(default_factory=GrpoConfig)
     rounds: int = 2
     places: int = 400
     count: int = 4

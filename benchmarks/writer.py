@@ -93,10 +93,8 @@ class WriterConfig:
     days: int = 56
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, return_visit=2.0, disagreement=0.5))
-    sft: SftConfig = field(default_factory=lambda: SftConfig(steps=60, batch=8, learning_rate=5e-4))
-    grpo: GrpoConfig = field(
-        default_factory=lambda: GrpoConfig(steps=36, batch=32, rows=32, learning_rate=1e-3, beta=0.1, diversity=6.0)
-    )
+    sft: SftConfig = field(default_factory=SftConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
     assignments: int = 400
     judged: int = 120
     deep: int = 12

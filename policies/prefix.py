@@ -16,6 +16,10 @@ FEWER = 0.75
 SHARED = 16
 """Tokens that all prompts must begin with to be read once for all of them: one more step has its own cost."""
 
+RAREST = 0.003
+"""Tokens less likely than this, and than a tenth of the likeliest, are not drawn (after epsilon sampling; Hewitt et al.
+2022, arXiv 2210.15191): each is nearly nothing, together they put a word that belongs to no copy into many lines."""
+
 
 def goes_on(model: Any) -> bool:
     """Say whether a causal language model of transformers can go on from what it has read."""
@@ -110,7 +114,8 @@ def go_on(
 ) -> list[list[int]]:
     """Draw what follows n texts, and return its tokens, the one that ends it included.
 
-    Tokens are drawn from the model's own distribution, from torch's global generator of the device.
+    Tokens are drawn from the model's own distribution without what is rare (``RAREST``), from torch's global generator
+    of the device.
 
     Args:
         model: As for ``read_once``.
@@ -134,7 +139,9 @@ def go_on(
         answer = model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True, **place)
         logits = answer.logits[:, -1].float()
         if temperature:
-            token = torch.multinomial((logits / temperature).softmax(1), 1)
+            chance = (logits / temperature).softmax(1)
+            rare = chance < (chance.amax(1, keepdim=True) / 10).clamp(max=RAREST)
+            token = torch.multinomial(chance.masked_fill(rare, 0.0), 1)
         else:
             token = logits.argmax(1, keepdim=True)
         for owner, drawn, still in zip(row, token[:, 0].tolist(), open_.tolist(), strict=True):

@@ -102,7 +102,7 @@ def test_it_learns_what_shoppers_like_and_keeps_the_rules(small_lm: Path, tmp_pa
     """A writer who has learned two lines; shoppers like the one, and the other they have no reason to see."""
     said = ("A quiet pot for slow mornings", "Warm wool for cold days")
     logged = [LoggedLine(each.brief, line, 1, 1, 1.0, 1.0) for each in ASSIGNMENTS for line in said]
-    tuning = SftConfig(steps=60, batch=8, rows=8, rank=0, learning_rate=1e-2, device="cpu")
+    tuning = SftConfig(steps=60, batch=8, rows=8, rank=0, learning_rate=1e-2, decay=False, device="cpu")
     fluent, _ = sft(Run(tmp_path), str(small_lm), logged, LENIENT, tuning, False, quiet)
 
     def warm(items: Any, audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:

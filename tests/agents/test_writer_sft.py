@@ -24,7 +24,7 @@ LINES = [
     LoggedLine(POT, "A quiet pot for slow mornings", 10, 9, 6.0, 1.5),
     LoggedLine(HAT, "Warm wool for cold days", 10, 5, 6.0, 0.8),
 ]
-CONFIG = SftConfig(steps=4, batch=4, rows=2, rank=4, learning_rate=2e-2, checkpoint_every=2, device="cpu")
+CONFIG = SftConfig(steps=4, batch=4, rows=2, rank=4, learning_rate=2e-2, decay=False, checkpoint_every=2, device="cpu")
 
 
 def quiet(done: int, total: int, value: float) -> None:
