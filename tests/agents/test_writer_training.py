@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 
 from hawker.agents import writer_training
-from hawker.agents.writer_config import GrpoConfig, SftConfig
+from hawker.agents.writer_config import DpoConfig, SftConfig
 from hawker.agents.writer_training import (
     Stage,
     adapter,
@@ -68,8 +68,8 @@ def test_arguments_of_a_cpu(tmp_path: Path):
     assert (found["per_device_train_batch_size"], found["gradient_accumulation_steps"]) == (4, 3)
     assert (found["use_cpu"], found["bf16"], found["gradient_checkpointing"]) == (True, False, False)
     assert found["report_to"] == []
-    assert found["lr_scheduler_type"] == "constant"
-    assert arguments(GrpoConfig(device="cpu"), tmp_path)["lr_scheduler_type"] == "linear"
+    assert found["lr_scheduler_type"] == "linear"
+    assert arguments(DpoConfig(device="cpu"), tmp_path)["lr_scheduler_type"] == "constant"
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # as peft makes the adapter
