@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hawker.policies.prefix import go_on, placed, read_once
+from hawker.policies.prefix import go_on, goes_on, placed, read_once
 
 IGNORED = -100
 """The label of a token that is not scored."""
@@ -36,7 +36,7 @@ def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
     trained = trainer.accelerator.unwrap_model(trainer.model)
     models: list[Any] = [trained, getattr(trainer, "ref_model", None)]
     for model in (each for each in models if each is not None):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = _below_adapter(model)
         base.forward = types.MethodType(_scoring(base, temperature), base)
         model.generate = functools.partial(_generate, base)
         if base.dtype == torch.bfloat16:
@@ -46,11 +46,14 @@ def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
 
 
 def read_pairs_once(trainer: Any) -> None:
-    """Let the model of trl's RewardTrainer read what the two answers of a pair begin with once, on a CPU."""
-    if trainer.args.device.type != "cpu":
+    """Let the model of a trl trainer read what the two answers of a pair begin with once, where it learns on a CPU.
+
+    Args:
+        trainer: A RewardTrainer. A model that cannot go on from what it has read is left as it is.
+    """
+    base = _below_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    if trainer.args.device.type != "cpu" or not goes_on(base):
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     plain = base.forward
 
     def forward(self: Any, **kwargs: Any) -> Any:
@@ -67,6 +70,10 @@ def read_pairs_once(trainer: Any) -> None:
         return plain(input_ids=ids[:, begin:], attention_mask=mask, past_key_values=cache, use_cache=True, **places)
 
     base.forward = types.MethodType(forward, base)
+
+
+def _below_adapter(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _scoring(model: Any, temperature: float) -> Any:
