@@ -7,6 +7,9 @@ from torch import Tensor
 
 from hawker.simulators.shopper import calibrated, log_odds
 
+FEW = 300.0
+"""Events that two members have not seen, of which half is believed of what they tell."""
+
 
 def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | None = None) -> Tensor:
     """Return a and b of log-odds z -> a + b z, fitted to the mean of the members' probabilities.
@@ -29,7 +32,8 @@ def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | Non
     times = torch.ones_like(happened) if times is None else times
     usable &= times > 0
     raw, happened, times = raw[:, usable].double(), happened[usable].double(), times[usable].double()
-    weight = unseen[:, usable].double() / unseen[:, usable].sum(0)
+    unseen = unseen[:, usable].double()
+    weight = unseen / unseen.sum(0)
     # In single precision a line search can overflow where predictions are certain.
     identity = torch.tensor([0.0, 1.0], device=raw.device, dtype=raw.dtype)
     if not len(happened):
@@ -55,17 +59,30 @@ def calibrate(raw: Tensor, happened: Tensor, unseen: Tensor, times: Tensor | Non
     if not bool(torch.isfinite(change).all()):
         return identity.float()
     level, slope = change.detach()
-    slope = (1.0 + slope) * _dilution(raw, weight, times)
+    slope = (1.0 + slope) * _dilution(raw, unseen, weight, times)
     return torch.stack([level + (1.0 - slope) * mean, slope]).float()
 
 
-def _dilution(raw: Tensor, weight: Tensor, times: Tensor) -> Tensor:
-    """Return how much more the log-odds of the weighted members vary than those of all, from 1 to 2, a scalar."""
+def _dilution(raw: Tensor, unseen: Tensor, weight: Tensor, times: Tensor) -> Tensor:
+    """Return how much more the log-odds of those who judge an event vary than those of all members, 1 to 2, a scalar.
+
+    No event is unseen by all members, and of what it has learned from a member says too much. The variance of their
+    mean is the mean of their covariances: it is corrected by what these are among events that neither of two has
+    learned from, over what they are among all; the less, the fewer such events there are.
+    """
+    total = times.sum()
 
     def spread(probability: Tensor) -> Tensor:
         z = log_odds(probability)
-        return (times * (z - (times * z).sum() / times.sum()).square()).sum()
+        return (times * (z - (times * z).sum() / total).square()).sum() / total
 
-    everybody = spread(raw.mean(0))
-    ratio = spread((raw * weight).sum(0)) / everybody if everybody > 1e-9 else torch.ones_like(everybody)
+    z, own = log_odds(raw), unseen * times
+    everything = z - (z * times).sum(1, keepdim=True) / total
+    apart = z - (z * own).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1e-9)
+    both = own @ unseen.T
+    known = ((everything * times) @ everything.T / total).mean()
+    fresh = ((apart * own) @ (apart * unseen).T / both.clamp(min=1e-9)).mean()
+    trust = both.min() / (both.min() + FEW)
+    everybody = spread(raw.mean(0)) * (fresh / known.clamp(min=1e-9)).clamp(0.5, 2.0) ** trust
+    ratio = spread((raw * weight).sum(0)) / everybody if everybody > 1e-9 else torch.ones_like(total)
     return ratio.clamp(1.0, 2.0)

@@ -52,6 +52,18 @@ def test_the_mean_of_all_members_is_calibrated_not_that_of_the_few_that_judge():
     assert float(calibrate(raw, clicked, unseen)[1]) == pytest.approx(float(best[1]), abs=0.06)
 
 
+def test_what_members_know_by_heart_does_not_count_as_what_they_agree_about():
+    """Five members, each of which has not learned from 37% of the rows, and says more than it may of the others."""
+    generator, n = torch.Generator().manual_seed(6), 200_000
+    truth = torch.randn(n, generator=generator) - 1.0
+    clicked = (torch.rand(n, generator=generator) < truth.sigmoid()).float()
+    honest = truth + 0.8 * torch.randn(5, n, generator=generator)
+    unseen = (torch.rand(5, n, generator=generator) < 0.37).float()
+    said = torch.where(unseen > 0, honest, honest + 1.5 * (clicked - truth.sigmoid())).sigmoid()
+    best = calibrate(honest.sigmoid().mean(0, keepdim=True), clicked, torch.ones(1, n))
+    assert float(calibrate(said, clicked, unseen)[1]) == pytest.approx(float(best[1]), abs=0.03)
+
+
 @pytest.mark.parametrize(("contrary", "least", "most"), [(3, 0.9, 1.05), (10, 0.5, 0.7)])
 def test_ten_clicks_hardly_move_a_calibration(contrary, least, most):
     """Of ten clicks the item thought worse should get three; even if it gets all, the ranking stands."""
