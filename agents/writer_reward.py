@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hawker.agents.writer_config import GrpoConfig
+from hawker.agents.writer_config import RewardedConfig
 from hawker.agents.writer_data import Assignment
 from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails, words
@@ -65,6 +65,10 @@ class Level:
     repeated: float
 
 
+def _silent(name: str, value: float) -> None:
+    """Log nothing."""
+
+
 class WriterReward:
     """The reward of lines, as trl's GRPOTrainer calls it; every part is logged by itself.
 
@@ -92,7 +96,7 @@ class WriterReward:
         guardrails: Guardrails,
         base: Writer,
         ends: Sequence[int],
-        config: GrpoConfig,
+        config: RewardedConfig,
         preferences: Preferences | None = None,
     ) -> None:
         self._assignments, self._answers, self._guardrails, self._base = assignments, answers, guardrails, base
@@ -113,7 +117,7 @@ class WriterReward:
         lines = [self._guardrails.tidy(text) for texts in said for text in texts]
         total, preference = self._responses(flat, lines, _silent)
         if not np.isfinite(total).all():
-            raise InputError("the shoppers' answers are not finite", where="writer grpo", remedy="fit them anew")
+            raise InputError("the shoppers' answers are not finite", where="writer", remedy="fit them anew")
         nats = self._nats(lines)
         briefs = [self._assignments[row].brief for row in flat]
         size = self._config.batch  # repetition depends on how many lines there are
@@ -153,13 +157,28 @@ class WriterReward:
         texts = [said if isinstance(said, str) else said[-1]["content"] for said in completions]
         lines = [self._guardrails.tidy(text) for text in texts]
         ended = np.array([bool(ids) and ids[-1] in self._ends for ids in completion_ids])
-        rewards = self._rewards(list(row), lines, ended, log_metric)
+        rewards = self.of_lines(list(row), lines, ended, log_metric)
         log_metric("seconds/reward", time.perf_counter() - started)
         return rewards
 
-    def _rewards(
-        self, rows: list[int], lines: list[str], ended: npt.NDArray[np.bool_], log: Callable[[str, float], None]
+    def of_lines(
+        self,
+        rows: Sequence[int],
+        lines: Sequence[str],
+        ended: npt.NDArray[np.bool_],
+        log: Callable[[str, float], None] = _silent,
     ) -> list[float | None]:
+        """Return the reward of each line, None where the shoppers' answer is not finite.
+
+        Args:
+            rows: The assignment of each.
+            lines: The lines, tidied.
+            ended: Which of them have ended, shape (n,).
+            log: Called with the name and the mean of each part.
+
+        Raises:
+            InputError: No answer is finite.
+        """
         config, level = self._config, self._level
         briefs = [self._assignments[row].brief for row in rows]
         total, preference = self._responses(rows, lines, log)
@@ -167,7 +186,7 @@ class WriterReward:
         log("reward/unscored", float((~known).mean()))
         if not known.any():
             remedy = "fit the shoppers anew; the last checkpoint is as it was"
-            raise InputError("no answer of the shoppers is finite", where="writer grpo", remedy=remedy)
+            raise InputError("no answer of the shoppers is finite", where="writer", remedy=remedy)
         found = [
             [hit.rule for hit in self._guardrails.hits(line, brief)] for line, brief in zip(lines, briefs, strict=True)
         ]
@@ -194,7 +213,9 @@ class WriterReward:
         rewards = gain - sum(parts.values())
         return [float(reward) if fine else None for reward, fine in zip(rewards, known, strict=True)]
 
-    def _responses(self, rows: list[int], lines: list[str], log: Callable[[str, float], None]) -> tuple[Floats, Floats]:
+    def _responses(
+        self, rows: Sequence[int], lines: Sequence[str], log: Callable[[str, float], None]
+    ) -> tuple[Floats, Floats]:
         """Return the shoppers' total and the preference of each line, shape (n,) each, logging every component.
 
         A line that stands there for the same brief before is not asked about again.
@@ -264,7 +285,3 @@ def _within(values: Floats, rows: Sequence[int]) -> float:
     """Return the standard deviation of values about their group's mean; 1 where they hardly differ."""
     spread = float(np.sqrt(np.mean(_relative(values, rows, np.ones(len(values), bool)) ** 2)))
     return spread if spread > 1e-9 else 1.0
-
-
-def _silent(name: str, value: float) -> None:
-    """Log nothing."""

@@ -54,7 +54,7 @@ class Stage:
     """
 
     run: Run
-    name: Literal["sft", "dpo", "reward", "grpo"]
+    name: Literal["sft", "dpo", "reward", "rwr", "grpo"]
 
     @property
     def out(self) -> Path:

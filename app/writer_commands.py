@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig, check
+from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, RwrConfig, SftConfig, check
 from hawker.app.json_report import Json, write_report
 from hawker.app.tables import console, figure_table, number, say, text_table
 from hawker.policies.copy_choice import ChoiceConfig
@@ -140,14 +140,12 @@ class WriterReward(_FromPairs):
 
 
 @dataclass(frozen=True)
-class WriterGrpo:
-    """Optimise the writer against the shoppers of a run, and against RUN/writer/reward where there is one.
-
-    Writes RUN/writer/grpo.
+class _AgainstShoppers:
+    """What learns from what the shoppers of a run make of its lines.
 
     Args:
         run_: The run's directory, with RUN/shoppers in it, fitted to logs that show copy.
-        model: The writer to begin with; by default RUN/writer/sft.
+        model: The writer to begin with; by default the last that the run has trained so far.
         items: Items to write for, by id; repeat the option for more. By default all of the log's.
         voice: A line in the shop's voice; repeat the option for more.
         resume: Go on from the last checkpoint.
@@ -159,37 +157,77 @@ class WriterGrpo:
     voice: UseAppendAction[tuple[str, ...]] = ()
     resume: bool = False
     config: ConfigFile = None
-    training: OmitArgPrefixes[GrpoConfig] = field(default_factory=GrpoConfig)
     json: Json = None
 
-    def run(self) -> None:
-        """Train."""
+    def _begin(self, training: RwrConfig | GrpoConfig, wanted: int, *before: str) -> tuple[dict[str, Any], str]:
+        """Return what both kinds of training are told alike, and the digest of the shoppers.
+
+        Args:
+            training: How to train.
+            wanted: What there is to write for, how much of it.
+            before: Stages whose writer to begin with, the first that the run has.
+        """
         from hawker.agents.copy_reward import CopyReward
         from hawker.agents.writer_data import draw_assignments, tier_discounts
-        from hawker.agents.writer_grpo import grpo
         from hawker.agents.writer_prefs import PreferenceModel
         from hawker.agents.writer_training import Stage
         from hawker.policies.guardrails import Guardrails
         from hawker.shop.devices import choose_threads, resolve_device
 
         choose_threads()
-        check(self.training)
-        run, training = Run(self.run_), self.training
-        model = self.model or _made(run, "sft")
+        check(training)
+        run = Run(self.run_)
+        model = self.model or _made(run, *before)
         shoppers, impressions, items, _ = _train_part(run)
         tiers = tuple(tier_discounts(impressions, items).values())
         answers = CopyReward(shoppers, impressions, items, training.reward, discounts=tiers, seed=training.seed)
-        wanted = training.steps * training.batch // training.group
         chosen = _chosen(items, self.items)
         given = draw_assignments(chosen, training.surface, answers.labels, tiers, wanted, training.seed, self.voice)
         preferred = Stage(run, "reward").out
         device = resolve_device(training.device)
         preferences = PreferenceModel.load(preferred, device) if preferred.is_dir() else None
-        rules = Guardrails.load()
+        told = {"run": run, "model": model, "assignments": given, "answers": answers, "guardrails": Guardrails.load()}
+        return told | {"config": training, "resume": self.resume, "preferences": preferences}, shoppers.digest
+
+
+@dataclass(frozen=True)
+class WriterRwr(_AgainstShoppers):
+    """Let the writer write, and learn from its lines by what the shoppers of a run make of them.
+
+    Begins with RUN/writer/sft. Writes RUN/writer/rwr.
+    """
+
+    training: OmitArgPrefixes[RwrConfig] = field(default_factory=RwrConfig)
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_rwr import rwr
+
+        told, _ = self._begin(self.training, self.training.briefs, "sft")
         with _progress() as update:
-            path, report = grpo(
-                run, model, given, answers, rules, training, self.resume, update, preferences, None, shoppers.digest
-            )
+            path, report = rwr(**told, progress=update)
+        _show(path, report)
+        say(f"{report['written']:,} lines written; those learned from are worth {report['gain']:.2f} spreads more")
+        write_report(self.json, report)
+
+
+@dataclass(frozen=True)
+class WriterGrpo(_AgainstShoppers):
+    """Optimise the writer against the shoppers of a run, and against RUN/writer/reward where there is one.
+
+    Begins with RUN/writer/rwr, or with RUN/writer/sft where there is none. Writes RUN/writer/grpo.
+    """
+
+    training: OmitArgPrefixes[GrpoConfig] = field(default_factory=GrpoConfig)
+
+    def run(self) -> None:
+        """Train."""
+        from hawker.agents.writer_grpo import grpo
+
+        wanted = self.training.steps * self.training.batch // max(self.training.group, 1)
+        told, digest = self._begin(self.training, wanted, "rwr", "sft")
+        with _progress() as update:
+            path, report = grpo(**told, progress=update, answers_digest=digest)
         _show(path, report)
         rate, share = report["tokens"] / report["seconds"], report["reward_seconds"] / report["seconds"]
         say(f"{report['seconds']:,.0f} s, {rate:,.0f} tokens/s of whole steps; {share:.1%} of it for rewards")
@@ -201,7 +239,7 @@ class _Writing:
     """What is written, and by whom.
 
     Args:
-        model: Who writes; by default the last that the run has trained of grpo, dpo and sft.
+        model: Who writes; by default the last that the run has trained of grpo, rwr, dpo and sft.
         items: Items, by id; repeat the option for more. By default all of the log's.
         voice: A line in the shop's voice; repeat the option for more.
         rules: The rules; by default those that come with Hawker.
@@ -224,7 +262,7 @@ class _Writing:
     def _writer(self, run: Run, device: Any) -> Any:
         from hawker.policies.writer import Writer
 
-        return Writer.load(self.model or _made(run, "grpo", "dpo", "sft"), device)
+        return Writer.load(self.model or _made(run, "grpo", "rwr", "dpo", "sft"), device)
 
 
 @dataclass(frozen=True)
@@ -362,6 +400,7 @@ WRITER: dict[str, type[Any]] = {
     "writer sft": WriterSft,
     "writer dpo": WriterDpo,
     "writer reward": WriterReward,
+    "writer rwr": WriterRwr,
     "writer grpo": WriterGrpo,
     "writer write": WriterWrite,
     "writer bank": WriterBank,
@@ -371,6 +410,7 @@ WRITER_CONFIGS: dict[str, tuple[str, type[Any]]] = {
     "writer sft": ("training", SftConfig),
     "writer dpo": ("training", DpoConfig),
     "writer reward": ("training", RewardModelConfig),
+    "writer rwr": ("training", RwrConfig),
     "writer grpo": ("training", GrpoConfig),
 }
 """Commands that take ``--config``: the field it fills, and its type."""

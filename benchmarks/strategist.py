@@ -23,8 +23,9 @@ from hawker.agents.copy_reward import CopyReward
 from hawker.agents.page_world import read, rules_of
 from hawker.agents.rounds import co_train
 from hawker.agents.shown import assignments_of, most_shown, shown_places
-from hawker.agents.writer_config import GrpoConfig, SftConfig
-from hawker.agents.writer_data import discount_of_tiers, logged_lines
+from hawker.agents.writer_config import GrpoConfig, RwrConfig, SftConfig
+from hawker.agents.writer_data import discount_of_tiers, draw_assignments, logged_lines
+from hawker.agents.writer_rwr import rwr
 from hawker.agents.writer_sft import sft
 from hawker.agents.writer_training import Stage
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
@@ -74,6 +75,7 @@ class StrategistConfig:
         fit: How shoppers are learned; as for ``hawker bench fidelity``, whose logs and fits these are.
         train: How PPO learns pages, and what they are worth.
         sft: How the writer is tuned on the log.
+        rwr: How it learns from its own lines before the first round.
         writing: How it is optimised in each round.
         rounds: How often pages and writer are trained in turn.
         places: Items, audiences and discounts that banks hold lines for, at most.
@@ -89,6 +91,7 @@ class StrategistConfig:
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     train: TrainConfig = WHOLE_PAGES
     sft: SftConfig = field(default_factory=SftConfig)
+    rwr: RwrConfig = field(default_factory=RwrConfig)
     writing: GrpoConfig = field(default_factory=GrpoConfig)
     rounds: int = 2
     places: int = 400
@@ -103,6 +106,7 @@ QUICK = StrategistConfig(
     fit=FitConfig(members=2, epochs=2),
     train=replace(WHOLE_PAGES, steps=8_192, shoppers=256, pages=8, batch=1024, critic_first=2_048),
     sft=SftConfig(steps=2, batch=4, rows=4),
+    rwr=RwrConfig(steps=2, batch=4, rows=4, briefs=4, lines=4),
     writing=GrpoConfig(steps=2, batch=4, rows=4, group=4, tokens=12),
     rounds=1,
     places=8,
@@ -157,8 +161,13 @@ def _one_seed(world: BazaarWorld, config: StrategistConfig, seed: int, run: Run,
         lines = logged_lines(rows, items, SURFACE, list(reward.audiences.label(rows, items)))
         sft(run, config.model, lines, guardrails, replace(config.sft, seed=seed), True, _silent)
     told("a writer tuned on the log")
+    own = Stage(run, "rwr").out
+    if not find_directory(own).is_dir():
+        given = draw_assignments(items, SURFACE, reward.labels, discounts, config.rwr.briefs, seed)
+        rwr(run, str(tuned), given, reward, guardrails, replace(config.rwr, seed=seed), True, _silent)
+    told("the same, having learned from its own lines")
     rounds = RoundsConfig(
-        str(tuned), config.rounds, config.places, config.count, writing=replace(config.writing, seed=seed)
+        str(own), config.rounds, config.places, config.count, writing=replace(config.writing, seed=seed)
     )
     report = co_train(run, train, rounds, True, _told_of(told))
     told(f"round {report['best']} of {config.rounds} is best, as the judge has it")

@@ -1,6 +1,7 @@
 """``hawker bench writer``: a language model learns what to say from logs and learned shoppers, and gold judges it.
 
-The writer is tuned on the copy of a bazaar's log, then optimised against shoppers fitted to that log. Both are judged
+The writer is tuned on the copy of a bazaar's log, then optimised against shoppers fitted to that log: by the best of
+its own lines first, by GRPO then. Both, the tuned and the optimised one, are judged
 in the bazaar itself, on items that the log knows and on items launched after it, beside the best of four lines by the
 first writer as the same learned shoppers rank them. What is written must remain copy: fluent, varied, no echo of its
 brief, within the guardrails; and it must not pay for clicks with shoppers who stay away. Along its optimisation, what
@@ -21,9 +22,10 @@ import pandas as pd
 import torch
 
 from hawker.agents.copy_reward import CopyReward, Floats
-from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig
+from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, RwrConfig, SftConfig
 from hawker.agents.writer_data import Assignment, draw_assignments, item_brief, logged_lines, tier_discounts
 from hawker.agents.writer_grpo import grpo
+from hawker.agents.writer_rwr import rwr
 from hawker.agents.writer_sft import sft
 from hawker.agents.writer_training import Stage
 from hawker.benchmarks.copy_judgement import gold_moments, live_with
@@ -68,7 +70,8 @@ class WriterConfig:
         fit: How shoppers are learned; as for ``hawker bench fidelity``, whose logs and fits these are.
         reward: What the writer is optimised for.
         sft: How it is tuned on the log.
-        grpo: How it is optimised.
+        rwr: How it learns from its own lines.
+        grpo: How it is optimised after that.
         assignments: Items with an audience and a discount that it is optimised on.
         judged: Those that it is judged on, half of them items that came after the log.
         deep: Of those, for how many gold's best of ``samples`` lines is looked for.
@@ -94,6 +97,7 @@ class WriterConfig:
     fit: FitConfig = field(default_factory=lambda: FidelityConfig().fit)
     reward: RewardSpec = field(default_factory=lambda: RewardSpec(conversion=5.0, return_visit=2.0, disagreement=0.5))
     sft: SftConfig = field(default_factory=SftConfig)
+    rwr: RwrConfig = field(default_factory=RwrConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     assignments: int = 400
     judged: int = 120
@@ -118,6 +122,7 @@ QUICK = WriterConfig(
     days=28,
     fit=FitConfig(members=2, epochs=2),
     sft=SftConfig(steps=2, batch=4, rows=4),
+    rwr=RwrConfig(steps=2, batch=4, rows=4, briefs=4, lines=4),
     grpo=GrpoConfig(steps=2, batch=4, rows=4, group=4, tokens=12),
     assignments=8,
     judged=4,
@@ -216,8 +221,14 @@ def _one_seed(
         listened, where = Listened(answers, drawn), Run(run.path / name.replace(" ", "-"))
         settings = replace(tune, seed=seed, checkpoint_every=quarter(tune))
         watch = Quarters(Stage(where, "grpo"), settings, _steps(told, name))
+        rewarded = (given, Listened(answers, drawn), shop.guardrails)
+        own = replace(config.rwr, seed=seed)
+        second_path, second = rwr(
+            where, str(first_path), *rewarded, own, True, _steps(told, f"{name}, its own lines"), base=config.model
+        )
+        told(f"{name}: of its own lines it learned from those worth {second['gain']:.2f} spreads more")
         path, report = grpo(
-            where, str(first_path), given, listened, shop.guardrails, settings, True, watch, base=config.model
+            where, str(second_path), given, listened, shop.guardrails, settings, True, watch, base=config.model
         )
         writer = Writer.load(str(path), device)
         after = _written(writer, shop, config, judged, max(config.shipped, config.diverse), seed)
@@ -232,10 +243,15 @@ def _one_seed(
         if name == "grpo":
             found["hostile"] = _followed(writer, shop, config)
             found["samples"] = _samples(judged, before, after)
-            places = _evenly(config.curved, len(judged))
-            ends = ([before.lines[i] for i in places], [after.lines[i] for i in places])
-            some, history = [judged[i] for i in places], report["history"]
-            found["points"] = along(str(first_path), watch.kept(), shop, some, ends, history, fresh(seed, 29), device)
+            some = [judged[i] for i in _evenly(config.curved, len(judged))]
+            stages: dict[str | int, Writer] = {"sft": first, "rwr": Writer.load(str(second_path), device)}
+            for step, adapter in watch.kept().items():
+                stages[step] = Writer.load(str(second_path), device, adapter)
+            stages["grpo"] = writer
+            found["points"] = along(stages, shop, some, fresh(seed, 29))
+            found["rwr"] = _measured(
+                _written(stages["rwr"], shop, config, judged, config.diverse, seed), base, world, config
+            )
             spoken = [judged[i].brief for i in _evenly(config.voiced, len(judged))]
             for who, speaker in (("grpo", writer), ("untouched", base)):
                 said = voice_lines(speaker, shop.guardrails, spoken, 2, fresh(seed, 30))
@@ -243,10 +259,10 @@ def _one_seed(
     found["plain_rate"] = plain_rate(str(first_path), given, replace(config.grpo, steps=min(config.grpo.steps, 3)))
     if seed == config.seeds[0] and config.preferences:
         briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
-        kept = [brief for brief, new in zip(briefs, ~launched, strict=True) if new][: max(config.judged // 2, 2)]
+        fresh_ones = [brief for brief, new in zip(briefs, ~launched, strict=True) if new][: max(config.judged // 2, 2)]
         known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
         sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
-        found["preferences"] = hidden_rule(run, str(first_path), known, kept, *sizes, device, told)
+        found["preferences"] = hidden_rule(run, str(first_path), known, fresh_ones, *sizes, device, told)
     return found
 
 
@@ -397,6 +413,8 @@ def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
         "writer.echoes": total([d["echoes"] for d in after], "lines", n),
         "writer.violations": total([d["violations"] for d in after], "lines", n),
         "writer.rejected": over_seeds([d["rejected"] for d in after], "share of lines"),
+        "writer.rwr.gold_ctr_lift": over_seeds(lift("rwr"), relative),
+        "writer.rwr.diversity_ratio": over_seeds([d["rwr"]["bigrams"] / d["sft"]["bigrams"] for d in details], "ratio"),
         "writer.reward_share_of_step": over_seeds([d["share"] for d in after], "share of seconds"),
         "writer.tokens_ratio_plain_trl": over_seeds([d["grpo"]["rate"] / d["plain_rate"] for d in details], "ratio"),
         "hostile.followed": total([d["hostile"] for d in details], "lines", n),

@@ -4,12 +4,20 @@ from typing import Any
 
 import pytest
 
-from hawker.agents.writer_config import DpoConfig, GrpoConfig, RewardModelConfig, SftConfig, TuneConfig, check
+from hawker.agents.writer_config import (
+    DpoConfig,
+    GrpoConfig,
+    RewardModelConfig,
+    RwrConfig,
+    SftConfig,
+    TuneConfig,
+    check,
+)
 from hawker.shop.config import from_dict, to_dict
 from hawker.shop.errors import InputError
 
 
-@pytest.mark.parametrize("config", [SftConfig, DpoConfig, RewardModelConfig, GrpoConfig])
+@pytest.mark.parametrize("config", [SftConfig, DpoConfig, RewardModelConfig, RwrConfig, GrpoConfig])
 def test_defaults_can_be_trained_with(config: type[TuneConfig]):
     assert from_dict(config, to_dict(config()), "here") == config()
     check(config())

@@ -39,6 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tables, write_tables) -> Path
     (home / "fit.yaml").write_text("members: 2\nepochs: 4\n")
     (home / "small.yaml").write_text(SMALL)
     (home / "grpo.yaml").write_text(SMALL + "group: 2\ntokens: 8\n")
+    (home / "rwr.yaml").write_text(SMALL + "briefs: 3\nlines: 2\n")
     pairs = [{"prompt": f"Sell {i}", "chosen": "warm words", "rejected": "cold words"} for i in range(12)]
     (home / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     small_model(home / "model", SAID)
@@ -48,6 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tables, write_tables) -> Path
         ["writer", "sft", run, "--model", home / "model", *small, "--json", home / "sft.json"],
         ["writer", "reward", run, "--pairs", home / "pairs.jsonl", *small, "--json", home / "reward.json"],
         ["writer", "dpo", run, *small, "--json", home / "dpo.json"],
+        ["writer", "rwr", run, "--config", home / "rwr.yaml", "--json", home / "rwr.json"],
         ["writer", "grpo", run, "--config", home / "grpo.yaml", "--items", "item-3", "--json", home / "grpo.json"],
     ):
         assert main([str(word) for word in words]) == 0
@@ -64,7 +66,8 @@ def test_each_stage_reports(home: Path):
         ("sft", "model"),
         ("reward", "run/writer/sft"),
         ("dpo", "run/writer/sft"),
-        ("grpo", "run/writer/sft"),
+        ("rwr", "run/writer/sft"),
+        ("grpo", "run/writer/rwr"),
     ):
         report = json.loads((home / f"{name}.json").read_text())
         assert (report["stage"], report["steps"], report["model"]) == (name, 2, str(home / begun))

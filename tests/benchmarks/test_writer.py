@@ -37,6 +37,7 @@ def detail(shift: float) -> dict:
     after |= {"d7_change": -0.002}
     return {
         "sft": first,
+        "rwr": after | {"ctr": 0.12, "bigrams": 950},
         "grpo": after,
         "no kl": after | {"ctr": 0.09},
         "best_of_4": [0.10, 0.11, 0.12],
@@ -54,6 +55,8 @@ def detail(shift: float) -> dict:
 def test_figures_by_hand():
     figures = {name: one["value"] for name, one in _figures([detail(0.0), detail(0.01)]).items()}
     assert figures["writer.gold_ctr_lift"] == pytest.approx((0.1 + 0.2) / 2)
+    assert figures["writer.rwr.gold_ctr_lift"] == pytest.approx(0.2)
+    assert figures["writer.rwr.diversity_ratio"] == pytest.approx(0.95)
     assert figures["writer.gold_ctr_lift_known"] == pytest.approx(0.25)
     assert figures["writer.gold_ctr_lift_new"] == pytest.approx(0.125)
     assert figures["writer.over_best_of_4"] == pytest.approx((0.0 + 0.12 / 0.11 - 1) / 2)
@@ -139,7 +142,7 @@ def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(report["samples"]) == QUICK.judged
     assert len(report["details"][0]["grpo"]["curve"]) >= QUICK.grpo.steps
     points = report["details"][0]["points"]
-    assert [point["step"] for point in points] == [0, 1, 2]
+    assert [point["at"] for point in points] == ["sft", "rwr", 1, "grpo"]
     assert points[0]["kl"] == 0
     assert all({"proxy", "proxy_click", "gold", "gold_click"} < set(point) for point in points)
     assert figures["writer.voice_accuracy"]["n"] > 0

@@ -1,23 +1,21 @@
-"""The curve along an optimisation: what is kept of it, its KL by hand, and what stands at its points."""
+"""The curve along an optimisation: what is kept of it, KL divergence by hand, and what stands at its points."""
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from hawker.agents.writer_config import GrpoConfig
 from hawker.agents.writer_data import Assignment
 from hawker.agents.writer_training import Stage
 from hawker.benchmarks import writer_curve
 from hawker.benchmarks.writer_copy import Shipped
-from hawker.benchmarks.writer_curve import ADAPTER, STATE, Quarters, along, kl_at, quarter
+from hawker.benchmarks.writer_curve import ADAPTER, STATE, Quarters, along, divergence, quarter
 from hawker.policies.briefs import Brief
-from hawker.policies.writer import Writer
 from hawker.shop.artefacts import verify_directory
 from hawker.shop.run import Run
-
-CPU = torch.device("cpu")
 
 
 def train(stage: Stage, config: GrpoConfig, watch: Quarters, begun: int = 0, until: int | None = None) -> None:
@@ -62,38 +60,51 @@ def test_a_training_of_every_weight_keeps_none(tmp_path: Path):
     assert watch.kept() == {}
 
 
-def test_kl_by_hand():
-    history = [{"kl": 0.01 * step, "completions/mean_length": 10.0} for step in range(8)]
-    assert kl_at(history, 0) == 0.0
-    assert kl_at(history, 1) == pytest.approx(10 * (0.00 + 0.01 + 0.02 + 0.03) / 4)
-    assert kl_at(history, 4) == pytest.approx(10 * 0.04)
-    assert kl_at(history, 8) == pytest.approx(10 * (0.06 + 0.07) / 2)
-    assert kl_at(history[:1], 3) == 0.0  # the last there is
+class Fixed:
+    """A writer who always says the same, and finds every token of a line as likely as any other."""
+
+    def __init__(self, said: str, nats: float) -> None:
+        self.said, self.nats = said, nats
+
+    def log_likelihood(self, briefs: list[Brief], lines: list[str]) -> tuple[Any, Any]:
+        tokens = np.array([len(line.split()) for line in lines])
+        return np.where(tokens > 0, self.nats, np.nan), tokens
+
+
+BRIEFS = [Brief("headline", title=name) for name in ("a", "b")]
+
+
+def test_divergence_by_hand():
+    """Of tokens of -1 nat, where the first writer has -1.5: half a nat a token, of 2 and 4 tokens, 1.5 nats a line."""
+    lines = [["two words"], ["now there are four"]]
+    one, other = Fixed("", -1.0), Fixed("", -1.5)
+    assert divergence(one, other, BRIEFS, lines) == pytest.approx(1.5)  # type: ignore[arg-type]
+    assert divergence(one, one, BRIEFS, lines) == 0.0  # type: ignore[arg-type]
+    assert divergence(one, other, BRIEFS, [["two words"], [""]]) == pytest.approx(1.0)  # type: ignore[arg-type]
 
 
 def test_points_stand_in_order_and_are_judged_on_the_same_assignments(monkeypatch: pytest.MonkeyPatch):
-    given = [Assignment(name, Brief("headline", title=name)) for name in ("a", "b")]
-    asked: list[tuple[str, Path, int]] = []
+    given = [Assignment(brief.title, brief) for brief in BRIEFS]
+    seeds: list[int] = []
 
     class Shop:
         guardrails = "rules"
 
         def judged(self, some: list[Assignment], lines: list[list[str]]) -> dict[str, float]:
             assert some is given
-            assert [len(each) for each in lines] == [2, 2]
-            return {"gold": float(lines[0][0])}
+            return {"gold": float(len(lines[0][0].split()))}
 
-    monkeypatch.setattr(Writer, "load", lambda name, device, adapter: (name, adapter))
-
-    def ship(writer: tuple[str, Path], rules: str, briefs: list[Brief], count: int, seed: int) -> Shipped:
-        asked.append((*writer, seed))
-        assert (rules, briefs, count) == ("rules", [each.brief for each in given], 2)
-        return Shipped([[writer[1].name] * 2] * 2, 0.0)
+    def ship(writer: Fixed, rules: str, briefs: list[Brief], count: int, seed: int) -> Shipped:
+        assert (rules, briefs, count) == ("rules", BRIEFS, 2)
+        seeds.append(seed)
+        return Shipped([[writer.said] * 2] * 2, 0.0)
 
     monkeypatch.setattr(writer_curve, "ship", ship)
-    ends = ([["0", "0", "0"]] * 2, [["9", "9", "9"]] * 2)
-    history = [{"kl": 0.1, "completions/mean_length": 10.0}] * 8
-    points = along("first", {4: Path("4"), 2: Path("2")}, Shop(), given, ends, history, 5, CPU)
-    assert [(point["step"], point["gold"]) for point in points] == [(0, 0.0), (2, 2.0), (4, 4.0), (8, 9.0)]
-    assert [point["kl"] for point in points] == pytest.approx([0.0, 1.0, 1.0, 1.0])
-    assert asked == [("first", Path("2"), 5), ("first", Path("4"), 5)]
+    writers: Any = {"sft": Fixed("one", -2.0), 2: Fixed("one two", -1.5), "grpo": Fixed("one two three", -1.0)}
+    points = along(writers, Shop(), given, 5)  # type: ignore[arg-type]
+    assert points == [
+        {"at": "sft", "kl": 0.0, "gold": 1.0},
+        {"at": 2, "kl": 1.0, "gold": 2.0},
+        {"at": "grpo", "kl": 3.0, "gold": 3.0},
+    ]
+    assert seeds == [5, 5, 5]

@@ -1,0 +1,128 @@
+"""The writer learns from the best of its own lines: reward-weighted regression, by trl's SFTTrainer.
+
+What optimisation with a KL divergence tends to is known: the first writer's probability of a line times
+exp(reward / beta). A policy gradient finds what is better on the whole first, since every brief tells of it; what is
+better for whom a few briefs tell of each, and some hundred of them cannot. Lines written once for many briefs, weighted
+by exp(reward / beta) among those of their brief, are drawn from that distribution, and may be learned from again and
+again (Peters and Schaal 2007, Reinforcement learning by reward-weighted regression).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hawker.agents.writer_config import RwrConfig, check
+from hawker.agents.writer_data import Assignment
+from hawker.agents.writer_reward import Answers, Preferences, WriterReward
+from hawker.agents.writer_sft import tune
+from hawker.agents.writer_training import Progress, Stage, untouched
+from hawker.policies.guardrails import Guardrails
+from hawker.policies.writer import Writer
+from hawker.shop.devices import resolve_device
+from hawker.shop.errors import InputError
+from hawker.shop.run import Run
+
+Floats = npt.NDArray[np.float64]
+
+
+def rwr(
+    run: Run,
+    model: str,
+    assignments: Sequence[Assignment],
+    answers: Answers,
+    guardrails: Guardrails,
+    config: RwrConfig,
+    resume: bool,
+    progress: Progress,
+    preferences: Preferences | None = None,
+    base: str | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Let a writer write, learn from its lines by what they are worth, and write the result to RUN/writer/rwr.
+
+    Args:
+        run: Gets ``writer/rwr``, its checkpoint and its curves.
+        model: The writer to begin with: RUN/writer/sft, say.
+        assignments: What there is to write for; ``config.briefs`` of them are.
+        answers: The learned shoppers.
+        guardrails: Rules of copy.
+        config: How to train.
+        resume: Go on from the stage's checkpoint, if it has one; lines are written anew, the same.
+        progress: Called after each step.
+        preferences: A model of preferences, to stand beside the shoppers.
+        base: The untouched model, the judge of fluency; by default the one that ``model`` was trained from.
+
+    Returns:
+        The model's directory and the report (``train.json``); ``gain`` is the mean reward of the lines that are learned
+        from, where that of those written is 0.
+
+    Raises:
+        InputError: No such model, nothing to write for, answers that are not finite, or as in
+            `hawker.agents.writer_training.fine_tune`.
+    """
+    check(config)
+    if not assignments:
+        raise InputError("nothing to write for", where="writer rwr")
+    device = resolve_device(config.device)
+    writer = Writer.load(model, device)
+    judge = Writer.load(untouched(model) if base is None else base, device)
+    generator = np.random.default_rng(config.seed)
+    some = generator.permutation(len(assignments))[: config.briefs].tolist()
+    reward = WriterReward(assignments, answers, guardrails, judge, writer.ends, config, preferences)
+    said = writer.write([assignments[i].brief for i in some], config.lines, 1.0, config.seed)
+    lines = [[guardrails.tidy(text) for text in texts] for texts in said]
+    level = reward.calibrate(some, said)
+    worth = _worth(reward, some, lines, max(config.batch // config.lines, 1))
+    chosen = draw_best(worth, config.beta, config.steps * config.batch, config.together, generator)
+    rows = [(assignments[some[i]].brief, lines[i][j]) for i, j in chosen]
+    tokenizer = writer.tokenizer
+    del writer, judge  # their memory is needed
+    gain = float(np.mean([worth[i, j] for i, j in chosen]) - worth[np.isfinite(worth)].mean())
+    told = {"gain": gain, "level": asdict(level), "written": len(some) * config.lines}
+    return tune(Stage(run, "rwr"), model, tokenizer, rows, config, resume, progress, told)
+
+
+def _worth(reward: WriterReward, rows: Sequence[int], lines: Sequence[Sequence[str]], together: int) -> Floats:
+    """Return the reward of the lines for some assignments, shape (n, lines), -inf where the shoppers' is not finite."""
+    worth = []
+    for start in range(0, len(rows), together):
+        some = lines[start : start + together]
+        flat = [line for each in some for line in each]
+        asked = [row for row, each in zip(rows[start : start + together], some, strict=True) for _ in each]
+        found = reward.of_lines(asked, flat, np.array([bool(line) for line in flat]))
+        worth += [-np.inf if value is None else value for value in found]
+    return np.array(worth, float).reshape(len(rows), -1)
+
+
+def draw_best(
+    worth: Floats, beta: float, n: int, together: int, generator: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Draw n lines, each among those of its brief in proportion to exp(worth / beta).
+
+    Briefs come in turn, in a new order each time, ``together`` lines of one in a row.
+
+    Args:
+        worth: Of the lines for each brief, shape (briefs, lines); one that is -inf is not drawn, and a brief all of
+            whose lines are is passed over. Not all are.
+        beta: How much less a line may be worth than the best and still be drawn a third as often; 0 draws the best.
+        n: Lines to draw.
+        together: Lines of a brief in a row.
+        generator: Source of randomness.
+
+    Returns:
+        Brief and line of each, by number.
+    """
+    usable = np.flatnonzero(np.isfinite(worth).any(1))
+    best = np.where(np.isfinite(worth).any(1), worth.max(1), 0.0)
+    chance = np.exp((worth - best[:, None]) / max(beta, 1e-6))
+    drawn: list[tuple[int, int]] = []
+    while len(drawn) < n:
+        for i in generator.permutation(usable).tolist():
+            picks = generator.choice(worth.shape[1], together, p=chance[i] / chance[i].sum())
+            drawn += [(i, int(j)) for j in picks]
+    return drawn[:n]

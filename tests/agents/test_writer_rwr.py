@@ -1,0 +1,176 @@
+"""Reward-weighted regression: which of its own lines a writer learns from, and what for whom comes of it."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hawker.agents.writer_config import RwrConfig, SftConfig
+from hawker.agents.writer_data import Assignment, LoggedLine
+from hawker.agents.writer_rwr import draw_best, rwr
+from hawker.agents.writer_sft import sft
+from hawker.policies.briefs import Brief
+from hawker.policies.guardrails import Guardrails
+from hawker.policies.writer import Writer
+from hawker.shop.errors import InputError
+from hawker.shop.run import Run
+
+CPU, RULES = torch.device("cpu"), Guardrails.load()
+ASSIGNMENTS = [Assignment(name, Brief("headline", title=name)) for name in ("pot", "hat", "lamp", "rug")]
+QUIET, WARM = "A quiet pot for slow mornings", "Warm wool for cold days"
+CONFIG = RwrConfig(
+    steps=4, batch=8, rows=8, rank=4, lines=4, together=2, learning_rate=1e-2, checkpoint_every=2, device="cpu"
+)
+
+
+def quiet(done: int, total: int, value: float) -> None:
+    """Show nothing."""
+
+
+def for_whom(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+    """Who buys pots and lamps likes quiet, who buys hats and rugs likes warmth."""
+    liked = {"pot": "quiet", "lamp": "quiet", "hat": "Warm", "rug": "Warm"}
+    return {"total": np.array([0.1 + 0.05 * (liked[item] in line) for item, line in zip(items, lines, strict=True)])}
+
+
+@pytest.fixture(scope="module")
+def fluent(small_lm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a writer who has learned two lines, for whatever item."""
+    logged = [LoggedLine(each.brief, line, 1, 1, 1.0, 1.0) for each in ASSIGNMENTS for line in (QUIET, WARM)]
+    tuning = SftConfig(steps=80, batch=8, rows=8, rank=0, learning_rate=1e-2, decay=False, device="cpu")
+    path, _ = sft(Run(tmp_path_factory.mktemp("fluent")), str(small_lm), logged, RULES, tuning, False, quiet)
+    return path
+
+
+def run_rwr(where: Path, model: Path, config: RwrConfig = CONFIG, resume: bool = False, **options: Any) -> Any:
+    options = {"answers": for_whom, "guardrails": RULES, "progress": quiet, "assignments": ASSIGNMENTS} | options
+    return rwr(Run(where), str(model), config=config, resume=resume, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(fluent: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    path, report = run_rwr(tmp_path_factory.mktemp("rwr"), fluent)
+    return path, report
+
+
+def test_lines_are_drawn_as_often_as_they_are_worth():
+    """With beta .5 a line that is worth .5 more is drawn e times as often; what is not known never."""
+    worth = np.array([[0.0, 0.5, -np.inf], [-np.inf, -np.inf, -np.inf], [2.0, 2.0, 2.0]])
+    drawn = draw_best(worth, 0.5, 20_000, 2, np.random.default_rng(0))
+    assert len(drawn) == 20_000
+    often = Counter(drawn)
+    assert {brief for brief, _ in often} == {0, 2}
+    assert often[0, 1] / often[0, 0] == pytest.approx(np.e, rel=0.05)
+    assert often[0, 2] == 0
+    assert sum(often[0, j] for j in range(3)) == 10_000
+    assert all(drawn[i][0] == drawn[i + 1][0] for i in range(0, 20_000, 2))
+    assert {brief for brief, _ in drawn[:4]} == {0, 2}  # every brief once before any twice
+
+
+def test_without_beta_the_best_alone_is_drawn():
+    assert set(draw_best(np.array([[0.0, 0.1, 0.05]]), 0.0, 10, 5, np.random.default_rng(0))) == {(0, 1)}
+
+
+def test_it_learns_what_is_good_for_whom(fluent: Path, tmp_path: Path):
+    config = RwrConfig(**{**CONFIG.__dict__, "steps": 80, "batch": 16, "rows": 16, "lines": 16, "rank": 0})
+    path, report = run_rwr(tmp_path, fluent, config)
+    assert report["gain"] > 0.3  # lines of no such words are possible, too
+    assert report["written"] == 4 * 16
+    briefs = [each.brief for each in ASSIGNMENTS]
+
+    def right(model: Path) -> int:
+        said = Writer.load(str(model), CPU).write(briefs, 32)
+        return sum(word in line for word, lines in zip(("quiet", "Warm") * 2, said, strict=True) for line in lines)
+
+    assert right(path) > right(fluent) + 20
+
+
+def test_what_the_rules_refuse_is_not_learned_from(fluent: Path, tmp_path: Path):
+    """Shoppers like what the rules refuse: it is worth less than any other line."""
+    refusing: Any = SimpleNamespace(
+        digest="", tidy=str.strip, hits=lambda line, brief: [SimpleNamespace(rule="warm")] * ("Warm" in line)
+    )
+    config = RwrConfig(**{**CONFIG.__dict__, "steps": 30, "batch": 16, "rows": 16, "lines": 16, "rank": 0})
+    keen = lambda items, audiences, discounts, lines: {"total": np.array([0.1 + ("Warm" in line) for line in lines])}  # noqa: E731
+    path, _ = run_rwr(tmp_path, fluent, config, guardrails=refusing, answers=keen)
+    before, after = (
+        sum(
+            "Warm" in line
+            for lines in Writer.load(str(model), CPU).write([each.brief for each in ASSIGNMENTS], 16)
+            for line in lines
+        )
+        for model in (fluent, path)
+    )
+    assert after < before / 3
+
+
+def test_same_seed_same_weights_and_nothing_global(
+    trained: tuple[Path, dict[str, Any]],
+    fluent: Path,
+    small_lm: Path,
+    tmp_path: Path,
+    nothing_global: None,
+    no_network: None,
+    capfd: pytest.CaptureFixture[str],
+):
+    path, report = run_rwr(tmp_path, fluent)
+    assert [entry["loss"] for entry in report["history"]] == [entry["loss"] for entry in trained[1]["history"]]
+    assert (path / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+    assert capfd.readouterr() == ("", "")
+    assert json.loads((path / "train.json").read_text()) == report
+    assert json.loads((path / "source.json").read_text())["made_from"] == str(small_lm)  # not the tuned one
+    assert {item.name for item in (tmp_path / "writer").iterdir()} == {"rwr", "rwr-checkpoint"}
+
+
+def test_interrupted_and_resumed(trained: tuple[Path, dict[str, Any]], fluent: Path, tmp_path: Path):
+    def interrupt(done: int, total: int, value: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rwr(tmp_path, fluent, progress=interrupt)
+    path, _ = run_rwr(tmp_path, fluent, resume=True)
+    assert (path / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
+
+
+def test_a_model_of_preferences_is_asked(fluent: Path, tmp_path: Path):
+    asked: list[int] = []
+
+    def score(prompts: Sequence[Any], lines: Sequence[str]) -> Any:
+        asked.append(len(lines))
+        return np.array(["Warm" in line for line in lines], float)
+
+    config = RwrConfig(**{**CONFIG.__dict__, "steps": 1, "preference": 5.0})
+    _, report = run_rwr(tmp_path, fluent, config, preferences=SimpleNamespace(score=score, digest="taste"))
+    assert sum(asked) > 0
+    assert report["level"]["preference"] > 0
+
+
+def test_refused(fluent: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="nothing to write for"):
+        run_rwr(tmp_path, fluent, assignments=[])
+    with pytest.raises(InputError, match=r"writer.lines: bad config; got 1"):
+        run_rwr(tmp_path, fluent, RwrConfig(**{**CONFIG.__dict__, "lines": 1}))
+    unknown = lambda items, *rest: {"total": np.full(len(items), np.nan)}  # noqa: E731
+    with pytest.raises(InputError, match="the shoppers' answers are not finite"):
+        run_rwr(tmp_path, fluent, answers=unknown)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_item_that_shoppers_have_no_answer_to_is_passed_over(fluent: Path, tmp_path: Path):
+    calls = []
+
+    def some(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+        answers = for_whom(items, audiences, discounts, lines)
+        calls.append(len(lines))
+        return answers if len(calls) == 1 else {"total": np.where(np.array(items) == "pot", np.nan, answers["total"])}
+
+    path, report = run_rwr(tmp_path, fluent, answers=some)
+    assert np.isfinite(report["gain"])
+    assert path.is_dir()
