@@ -256,8 +256,8 @@ def repetition(lines: Sequence[str], briefs: Sequence[Brief]) -> Floats:
     """
     held = []
     for line, brief in zip(lines, briefs, strict=True):
-        title = _pairs(brief.title)
-        held.append(_pairs(line) - title)
+        title = pairs_of(brief.title)
+        held.append(pairs_of(line) - title)
     counts: dict[tuple[str, ...], int] = {}
     for pairs in held:
         for pair in pairs:
@@ -266,7 +266,8 @@ def repetition(lines: Sequence[str], briefs: Sequence[Brief]) -> Floats:
     return np.array([np.mean([(counts[p] - 1) / others for p in pairs]) if pairs else 0.0 for pairs in held], float)
 
 
-def _pairs(text: str) -> set[tuple[str, ...]]:
+def pairs_of(text: str) -> set[tuple[str, ...]]:
+    """Return the pairs of adjacent words of a text, folded; of one word the word."""
     spoken = words(text)
     return set(itertools.pairwise(spoken)) if len(spoken) != 1 else {(spoken[0],)}
 

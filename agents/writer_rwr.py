@@ -9,7 +9,8 @@ again (Peters and Schaal 2007, Reinforcement learning by reward-weighted regress
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from hawker.agents.writer_config import RwrConfig, check
 from hawker.agents.writer_data import Assignment
-from hawker.agents.writer_reward import Answers, Preferences, WriterReward
+from hawker.agents.writer_reward import Answers, Preferences, WriterReward, pairs_of
 from hawker.agents.writer_sft import tune
 from hawker.agents.writer_training import Progress, Stage, untouched
 from hawker.policies.guardrails import Guardrails
@@ -78,7 +79,9 @@ def rwr(
     lines = [[guardrails.tidy(text) for text in texts] for texts in said]
     level = reward.calibrate(some, said)
     worth = _worth(reward, some, lines, max(config.batch // config.lines, 1))
-    chosen = draw_best(worth, config.beta, config.steps * config.batch, config.together, generator)
+    titles = [pairs_of(assignments[i].brief.title) for i in some]
+    pairs = [[pairs_of(line) - title for line in texts] for texts, title in zip(lines, titles, strict=True)]
+    chosen = draw_best(worth, pairs, config, generator)
     rows = [(assignments[some[i]].brief, lines[i][j]) for i, j in chosen]
     tokenizer = writer.tokenizer
     del writer, judge  # their memory is needed
@@ -100,29 +103,34 @@ def _worth(reward: WriterReward, rows: Sequence[int], lines: Sequence[Sequence[s
 
 
 def draw_best(
-    worth: Floats, beta: float, n: int, together: int, generator: np.random.Generator
+    worth: Floats,
+    pairs: Sequence[Sequence[Collection[Any]]],
+    config: RwrConfig,
+    generator: np.random.Generator,
 ) -> list[tuple[int, int]]:
-    """Draw n lines, each among those of its brief in proportion to exp(worth / beta).
+    """Draw what is learned from: lines, each among those of its brief in proportion to exp(worth / beta).
 
-    Briefs come in turn, in a new order each time, ``together`` lines of one in a row.
+    Briefs come in turn, in a new order each time, ``together`` lines of one in a row. A line is worth ``novelty`` more
+    for each of its pairs of words, as far as no line drawn before has it: what is rare, and hardly worse, is kept.
 
     Args:
         worth: Of the lines for each brief, shape (briefs, lines); one that is -inf is not drawn, and a brief all of
             whose lines are is passed over. Not all are.
-        beta: How much less a line may be worth than the best and still be drawn a third as often; 0 draws the best.
-        n: Lines to draw.
-        together: Lines of a brief in a row.
+        pairs: Pairs of words of each line.
+        config: Its beta, where 0 draws the best alone, and how much is drawn.
         generator: Source of randomness.
 
     Returns:
         Brief and line of each, by number.
     """
-    usable = np.flatnonzero(np.isfinite(worth).any(1))
-    best = np.where(np.isfinite(worth).any(1), worth.max(1), 0.0)
-    chance = np.exp((worth - best[:, None]) / max(beta, 1e-6))
-    drawn: list[tuple[int, int]] = []
+    usable, n = np.flatnonzero(np.isfinite(worth).any(1)), config.steps * config.batch
+    drawn, often = list[tuple[int, int]](), Counter[Any]()
     while len(drawn) < n:
         for i in generator.permutation(usable).tolist():
-            picks = generator.choice(worth.shape[1], together, p=chance[i] / chance[i].sum())
-            drawn += [(i, int(j)) for j in picks]
+            new = np.array([sum(1.0 / (1 + often[pair]) for pair in said) for said in pairs[i]])
+            score = worth[i] + config.novelty * new
+            chance = np.exp((score - score.max()) / max(config.beta, 1e-6))
+            picks = generator.choice(len(chance), config.together, p=chance / chance.sum()).tolist()
+            drawn += [(i, j) for j in picks]
+            often.update(pair for j in picks for pair in pairs[i][j])
     return drawn[:n]

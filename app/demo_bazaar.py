@@ -98,7 +98,7 @@ class BazaarConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(members=3, epochs=5))
     train: TrainConfig = field(default_factory=lambda: replace(WHOLE_PAGES, steps=150_000, critic_first=40_000))
     sft: SftConfig = field(default_factory=lambda: SftConfig(steps=16, learning_rate=2e-3))
-    writing: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=12))
+    writing: GrpoConfig = field(default_factory=lambda: GrpoConfig(steps=12, learning_rate=1e-3, beta=0.3))
     places: int = 60
     count: int = 3
     followed: int = 3_000

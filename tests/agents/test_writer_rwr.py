@@ -59,10 +59,16 @@ def trained(fluent: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return path, report
 
 
+def draw(worth: list[list[float]], n: int, pairs: Any = None, **options: Any) -> list[tuple[int, int]]:
+    config = RwrConfig(**{"steps": n // 2, "batch": 2, "rows": 2, "together": 2, "novelty": 0.0} | options)
+    pairs = [[set() for _ in each] for each in worth] if pairs is None else pairs
+    return draw_best(np.array(worth), pairs, config, np.random.default_rng(0))
+
+
 def test_lines_are_drawn_as_often_as_they_are_worth():
     """With beta .5 a line that is worth .5 more is drawn e times as often; what is not known never."""
-    worth = np.array([[0.0, 0.5, -np.inf], [-np.inf, -np.inf, -np.inf], [2.0, 2.0, 2.0]])
-    drawn = draw_best(worth, 0.5, 20_000, 2, np.random.default_rng(0))
+    none = -np.inf
+    drawn = draw([[0.0, 0.5, none], [none, none, none], [2.0, 2.0, 2.0]], 20_000, beta=0.5)
     assert len(drawn) == 20_000
     often = Counter(drawn)
     assert {brief for brief, _ in often} == {0, 2}
@@ -74,7 +80,17 @@ def test_lines_are_drawn_as_often_as_they_are_worth():
 
 
 def test_without_beta_the_best_alone_is_drawn():
-    assert set(draw_best(np.array([[0.0, 0.1, 0.05]]), 0.0, 10, 5, np.random.default_rng(0))) == {(0, 1)}
+    assert set(draw([[0.0, 0.1, 0.05]], 10, beta=0.0)) == {(0, 1)}
+
+
+def test_what_is_new_is_worth_more_until_it_was_said():
+    """Two pairs, the one worth .3 less: with .5 a new pair, halved and so on, it takes its turn while it is rare."""
+    pairs = [[{("warm", "wool")}, {("old", "rope")}]]
+    drawn = draw([[0.3, 0.0]], 12, pairs, beta=0.0, together=1, novelty=1.0)
+    # .3 + 1 against 1; .3 + 1/2 against 1; .3 + 1/2 against 1/2; .3 + 1/3 against 1/2; ...
+    assert [j for _, j in drawn[:4]] == [0, 1, 0, 0]
+    assert [j for _, j in drawn].count(1) == 2
+    assert {j for _, j in draw([[0.3, 0.0]], 12, pairs, beta=0.0, together=1)} == {0}
 
 
 def test_it_learns_what_is_good_for_whom(fluent: Path, tmp_path: Path):
