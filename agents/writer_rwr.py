@@ -60,10 +60,10 @@ def rwr(
 
     Returns:
         The model's directory and the report (``train.json``); ``gain`` is the mean reward of the lines that are learned
-        from, where that of those written is 0.
+        from, where that of those that may be is 0.
 
     Raises:
-        InputError: No such model, nothing to write for, answers that are not finite, or as in
+        InputError: No such model, nothing to write for, answers that are not finite, every line refused, or as in
             `hawker.agents.writer_training.fine_tune`.
     """
     check(config)
@@ -75,14 +75,21 @@ def rwr(
     generator = np.random.default_rng(config.seed)
     some = generator.permutation(len(assignments))[: config.briefs].tolist()
     reward = WriterReward(assignments, answers, guardrails, judge, writer.ends, config, preferences)
-    said = writer.write([assignments[i].brief for i in some], config.lines, 1.0, config.seed)
+    briefs = [assignments[i].brief for i in some]
+    said = writer.write(briefs, config.lines, 1.0, config.seed)
     lines = [[guardrails.tidy(text) for text in texts] for texts in said]
     level = reward.calibrate(some, said)
     worth = _worth(reward, some, lines, max(config.batch // config.lines, 1))
-    titles = [pairs_of(assignments[i].brief.title) for i in some]
-    pairs = [[pairs_of(line) - title for line in texts] for texts, title in zip(lines, titles, strict=True)]
+    refused = [[bool(guardrails.hits(line, of)) for line in texts] for texts, of in zip(lines, briefs, strict=True)]
+    worth[np.array(refused)] = -np.inf
+    if not np.isfinite(worth).any():
+        remedy = "begin with a writer tuned on the log, by hawker writer sft"
+        raise InputError("the rules refuse every line that the writer wrote", where="writer rwr", remedy=remedy)
+    pairs = [
+        [pairs_of(line) - pairs_of(brief.title) for line in texts] for texts, brief in zip(lines, briefs, strict=True)
+    ]
     chosen = draw_best(worth, pairs, config, generator)
-    rows = [(assignments[some[i]].brief, lines[i][j]) for i, j in chosen]
+    rows = [(briefs[i], lines[i][j]) for i, j in chosen]
     tokenizer = writer.tokenizer
     del writer, judge  # their memory is needed
     gain = float(np.mean([worth[i, j] for i, j in chosen]) - worth[np.isfinite(worth)].mean())

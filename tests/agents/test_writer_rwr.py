@@ -173,6 +173,11 @@ def test_refused(fluent: Path, tmp_path: Path):
         run_rwr(tmp_path, fluent, assignments=[])
     with pytest.raises(InputError, match=r"writer.lines: bad config; got 1"):
         run_rwr(tmp_path, fluent, RwrConfig(**{**CONFIG.__dict__, "lines": 1}))
+    strict: Any = SimpleNamespace(digest="", tidy=str.strip, hits=lambda line, brief: [SimpleNamespace(rule="all")])
+    with pytest.raises(
+        InputError, match="the rules refuse every line that the writer wrote; begin with a writer tuned"
+    ):
+        run_rwr(tmp_path, fluent, guardrails=strict)
     unknown = lambda items, *rest: {"total": np.full(len(items), np.nan)}  # noqa: E731
     with pytest.raises(InputError, match="the shoppers' answers are not finite"):
         run_rwr(tmp_path, fluent, answers=unknown)
