@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hawker.agents.writer_config import SftConfig
+from hawker.agents.writer_data import LoggedLine
+from hawker.agents.writer_sft import sft
 from hawker.app.cli import main
 from hawker.app.commands import COMMANDS, CONFIGS
 from hawker.app.tables import number
@@ -18,6 +21,7 @@ from hawker.policies.small_writer import small_model
 from hawker.shop.audiences import Audiences
 from hawker.shop.logs import read_logs
 from hawker.shop.models import model_digest
+from hawker.shop.run import Run
 from hawker.simulators.store import load_shoppers
 
 SAID = ["A quiet pot for slow mornings", "Made to last a while", "Fine for every day", "Warm wool for cold days"]
@@ -44,12 +48,18 @@ def home(tmp_path_factory: pytest.TempPathFactory, tables, write_tables) -> Path
     (home / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     small_model(home / "model", SAID)
     run, small = home / "run", ["--config", home / "small.yaml"]
+    brief = Brief("headline", title="A thing")
+    logged = [LoggedLine(brief, line, 1, 1, 1.0, 1.0) for line in SAID]
+    tuning = SftConfig(steps=80, batch=8, rows=8, rank=0, learning_rate=1e-2, decay=False, device="cpu")
+    fluent, _ = sft(
+        Run(home / "fluent"), str(home / "model"), logged, Guardrails.load(), tuning, False, lambda *_: None
+    )
     for words in (
         ["fit", home / "logs", "--out", run / "shoppers", "--config", home / "fit.yaml"],
         ["writer", "sft", run, "--model", home / "model", *small, "--json", home / "sft.json"],
         ["writer", "reward", run, "--pairs", home / "pairs.jsonl", *small, "--json", home / "reward.json"],
         ["writer", "dpo", run, *small, "--json", home / "dpo.json"],
-        ["writer", "rwr", run, "--config", home / "rwr.yaml", "--json", home / "rwr.json"],
+        ["writer", "rwr", run, "--model", fluent, "--config", home / "rwr.yaml", "--json", home / "rwr.json"],
         ["writer", "grpo", run, "--config", home / "grpo.yaml", "--items", "item-3", "--json", home / "grpo.json"],
     ):
         assert main([str(word) for word in words]) == 0
@@ -66,7 +76,7 @@ def test_each_stage_reports(home: Path):
         ("sft", "model"),
         ("reward", "run/writer/sft"),
         ("dpo", "run/writer/sft"),
-        ("rwr", "run/writer/sft"),
+        ("rwr", "fluent/writer/sft"),
         ("grpo", "run/writer/rwr"),
     ):
         report = json.loads((home / f"{name}.json").read_text())
