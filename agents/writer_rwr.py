@@ -79,7 +79,9 @@ def rwr(
     said = writer.write(briefs, config.lines, 1.0, config.seed)
     lines = [[guardrails.tidy(text) for text in texts] for texts in said]
     level = reward.calibrate(some, said)
-    worth = _worth(reward, some, lines, max(config.batch // config.lines, 1))
+    flat = [line for texts in lines for line in texts]
+    found = reward.of_lines(np.repeat(some, config.lines).tolist(), flat, np.array([bool(line) for line in flat]))
+    worth = np.array([-np.inf if value is None else value for value in found]).reshape(len(some), config.lines)
     refused = [[bool(guardrails.hits(line, of)) for line in texts] for texts, of in zip(lines, briefs, strict=True)]
     worth[np.array(refused)] = -np.inf
     if not np.isfinite(worth).any():
@@ -91,22 +93,10 @@ def rwr(
     chosen = draw_best(worth, pairs, config, generator)
     rows = [(briefs[i], lines[i][j]) for i, j in chosen]
     tokenizer = writer.tokenizer
-    del writer, judge  # their memory is needed
+    del writer, judge, reward  # their memory is needed, and the reward holds the judge
     gain = float(np.mean([worth[i, j] for i, j in chosen]) - worth[np.isfinite(worth)].mean())
     told = {"gain": gain, "level": asdict(level), "written": len(some) * config.lines}
     return tune(Stage(run, "rwr"), model, tokenizer, rows, config, resume, progress, told)
-
-
-def _worth(reward: WriterReward, rows: Sequence[int], lines: Sequence[Sequence[str]], together: int) -> Floats:
-    """Return the reward of the lines for some assignments, shape (n, lines), -inf where the shoppers' is not finite."""
-    worth = []
-    for start in range(0, len(rows), together):
-        some = lines[start : start + together]
-        flat = [line for each in some for line in each]
-        asked = [row for row, each in zip(rows[start : start + together], some, strict=True) for _ in each]
-        found = reward.of_lines(asked, flat, np.array([bool(line) for line in flat]))
-        worth += [-np.inf if value is None else value for value in found]
-    return np.array(worth, float).reshape(len(rows), -1)
 
 
 def draw_best(

@@ -194,7 +194,7 @@ class _AgainstShoppers:
 class WriterRwr(_AgainstShoppers):
     """Let the writer write, and learn from its lines by what the shoppers of a run make of them.
 
-    Begins with RUN/writer/sft. Writes RUN/writer/rwr.
+    RUN/writer/reward counts too, where there is one. Begins with RUN/writer/sft. Writes RUN/writer/rwr.
     """
 
     training: OmitArgPrefixes[RwrConfig] = field(default_factory=RwrConfig)

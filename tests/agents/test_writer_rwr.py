@@ -113,7 +113,10 @@ def test_what_the_rules_refuse_is_not_learned_from(fluent: Path, tmp_path: Path)
         digest="", tidy=str.strip, hits=lambda line, brief: [SimpleNamespace(rule="warm")] * ("Warm" in line)
     )
     config = RwrConfig(**{**CONFIG.__dict__, "steps": 30, "batch": 16, "rows": 16, "lines": 16, "rank": 0})
-    keen = lambda items, audiences, discounts, lines: {"total": np.array([0.1 + ("Warm" in line) for line in lines])}  # noqa: E731
+
+    def keen(items: Any, audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+        return {"total": np.array([0.1 + ("Warm" in line) for line in lines])}
+
     path, _ = run_rwr(tmp_path, fluent, config, guardrails=refusing, answers=keen)
     before, after = (
         sum(
@@ -178,7 +181,10 @@ def test_refused(fluent: Path, tmp_path: Path):
         InputError, match="the rules refuse every line that the writer wrote; begin with a writer tuned"
     ):
         run_rwr(tmp_path, fluent, guardrails=strict)
-    unknown = lambda items, *rest: {"total": np.full(len(items), np.nan)}  # noqa: E731
+
+    def unknown(items: Sequence[str], *_: Any) -> Any:
+        return {"total": np.full(len(items), np.nan)}
+
     with pytest.raises(InputError, match="the shoppers' answers are not finite"):
         run_rwr(tmp_path, fluent, answers=unknown)
     assert not list(tmp_path.iterdir())

@@ -77,10 +77,11 @@ BRIEFS = [Brief("headline", title=name) for name in ("a", "b")]
 def test_divergence_by_hand():
     """Of tokens of -1 nat, where the first writer has -1.5: half a nat a token, of 2 and 4 tokens, 1.5 nats a line."""
     lines = [["two words"], ["now there are four"]]
-    one, other = Fixed("", -1.0), Fixed("", -1.5)
-    assert divergence(one, other, BRIEFS, lines) == pytest.approx(1.5)  # type: ignore[arg-type]
-    assert divergence(one, one, BRIEFS, lines) == 0.0  # type: ignore[arg-type]
-    assert divergence(one, other, BRIEFS, [["two words"], [""]]) == pytest.approx(1.0)  # type: ignore[arg-type]
+    one: Any = Fixed("", -1.0)
+    other: Any = Fixed("", -1.5)
+    assert divergence(one, other, BRIEFS, lines) == pytest.approx(1.5)
+    assert divergence(one, one, BRIEFS, lines) == 0.0
+    assert divergence(one, other, BRIEFS, [["two words"], [""]]) == pytest.approx(1.0)
 
 
 def test_points_stand_in_order_and_are_judged_on_the_same_assignments(monkeypatch: pytest.MonkeyPatch):
@@ -101,7 +102,8 @@ def test_points_stand_in_order_and_are_judged_on_the_same_assignments(monkeypatc
 
     monkeypatch.setattr(writer_curve, "ship", ship)
     writers: Any = {"sft": Fixed("one", -2.0), 2: Fixed("one two", -1.5), "grpo": Fixed("one two three", -1.0)}
-    points = along(writers, Shop(), given, 5)  # type: ignore[arg-type]
+    shop: Any = Shop()
+    points = along(writers, shop, given, 5)
     assert points == [
         {"at": "sft", "kl": 0.0, "gold": 1.0},
         {"at": 2, "kl": 1.0, "gold": 2.0},
