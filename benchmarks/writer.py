@@ -32,6 +32,7 @@ from hawker.benchmarks.copy_judgement import gold_moments, live_with
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.hostile import hostile_briefs, hostile_items, obeyed
+from hawker.benchmarks.side_by_side import Told, side_by_side
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.writer_copy import distinct_bigrams, echoes, fluency, ship
 from hawker.benchmarks.writer_curve import Quarters, along, quarter
@@ -45,14 +46,14 @@ from hawker.policies.writer import Writer
 from hawker.shop.devices import resolve_device
 from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import read_logs
+from hawker.shop.models import find_model
 from hawker.shop.reward import RewardSpec
 from hawker.shop.run import Run
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.store import load_shoppers
-
-Told = Callable[[str], None]
+from hawker.simulators.training import available_cores
 
 _CPU = torch.device("cpu")
 
@@ -162,26 +163,52 @@ def bench_writer(
         The report: "figures", "seeds", "samples" (40 lines before and after), and "details" by seed.
 
     Raises:
-        InputError: No seeds, no such model, or a fit or training that failed.
+        InputError: No seeds, no such model, or a fit or training that failed; other seeds' trainings then stop too.
     """
     require_seeds(config.seeds, "writer.seeds")
-    world, details = BazaarWorld(load_bazaar(), _CPU), []
+    find_model(config.model)
+    world, device = BazaarWorld(load_bazaar(), _CPU), resolve_device(config.grpo.device)
     with tempfile.TemporaryDirectory() as folder:
+        jobs = []
         for seed in config.seeds:
             told(f"seed {seed}")
-            run = Run((keep or Path(folder)) / str(seed))
-            details.append(_one_seed(world, config, seed, run, told, ablations=ablations))
+            logs = cached_logs(world, config.shoppers, config.days, seed, told)
+            made = cached_fit(logs, replace(config.fit, seed=seed), told)
+            jobs.append(_Job(config, seed, logs, made.shoppers, (keep or Path(folder)) / str(seed), ablations))
+        # A core for each, where there is no GPU that all would share.
+        workers = min(available_cores(), len(jobs) + bool(config.preferences)) if device.type == "cpu" else 1
+        with side_by_side(workers, told) as start:
+            found = [start(_one_seed, job) for job in jobs]
+            first = found[0].result()  # who has tuned the writer that preferences go on from
+            taught = start(_preferences, jobs[0]) if config.preferences else None
+            details = [first, *(each.result() for each in found[1:])]
+            if taught is not None:
+                first["preferences"] = taught.result()
     report = {"figures": _figures(details), "seeds": list(config.seeds), "samples": details[0].pop("samples")}
     checked: dict[str, Any] = finite(report | {"details": details})
     return checked
 
 
-def _one_seed(
-    world: BazaarWorld, config: WriterConfig, seed: int, run: Run, told: Told, *, ablations: bool
-) -> dict[str, Any]:
-    logs = cached_logs(world, config.shoppers, config.days, seed, told)
-    fitted = load_shoppers(cached_fit(logs, replace(config.fit, seed=seed), told).shoppers, _CPU)
-    table, rows = read_logs(logs).items, fitted.read_part("train")
+@dataclass(frozen=True)
+class _Job:
+    """What is trained and judged on one log."""
+
+    config: WriterConfig
+    seed: int
+    logs: Path
+    shoppers: Path
+    kept: Path
+    ablations: bool
+
+
+def _one_seed(job: _Job, to: Told) -> dict[str, Any]:
+    config, seed, run = job.config, job.seed, Run(job.kept)
+
+    def told(line: str) -> None:
+        to(f"seed {seed}: {line}")
+
+    world, fitted = BazaarWorld(load_bazaar(), _CPU), load_shoppers(job.shoppers, _CPU)
+    table, rows = read_logs(job.logs).items, fitted.read_part("train")
     assert table is not None
     discounts = tuple(tier_discounts(rows, table).values())
     reward = CopyReward(fitted, rows, table, config.reward, discounts=discounts, seed=seed)
@@ -209,7 +236,7 @@ def _one_seed(
     found["deep"] = _deep(first, shop, config, judged, seed)
     before_lives = _lives(first, shop, config, seed)
     specs: dict[str, tuple[CopyReward, GrpoConfig, int | None]] = {"grpo": (reward, config.grpo, None)}
-    if ablations:
+    if job.ablations:
         bold = CopyReward(fitted, rows, table, replace(config.reward, disagreement=0.0), discounts=discounts, seed=seed)
         specs |= {
             "no pessimism": (bold, config.grpo, None),
@@ -256,14 +283,21 @@ def _one_seed(
             for who, speaker in (("grpo", writer), ("untouched", base)):
                 said = voice_lines(speaker, shop.guardrails, spoken, 2, fresh(seed, 30))
                 found["voice"] = found.get("voice", {}) | {who: tell_apart(spoken, said, seed)}
-    found["plain_rate"] = plain_rate(str(first_path), given, replace(config.grpo, steps=min(config.grpo.steps, 3)))
-    if seed == config.seeds[0] and config.preferences:
-        briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
-        fresh_ones = [brief for brief, new in zip(briefs, ~launched, strict=True) if new][: max(config.judged // 2, 2)]
-        known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
-        sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
-        found["preferences"] = hidden_rule(run, str(first_path), known, fresh_ones, *sizes, device, told)
+    found["plain_rate"] = plain_rate(str(first_path), given, replace(config.grpo, steps=1))
     return found
+
+
+def _preferences(job: _Job, told: Told) -> dict[str, float]:
+    """Return what comes of preferences with a hidden rule, for the writer tuned on a log."""
+    config, seed, run = job.config, job.seed, Run(job.kept)
+    table = read_logs(job.logs).items
+    assert table is not None
+    briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
+    launched = BazaarWorld(load_bazaar(), _CPU).items.launched.tolist()
+    unseen = [brief for brief, old in zip(briefs, launched, strict=True) if not old][: max(config.judged // 2, 2)]
+    known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
+    sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
+    return hidden_rule(run, str(Stage(run, "sft").out), known, unseen, *sizes, resolve_device(config.grpo.device), told)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,11 @@ def test_figures_by_hand():
     assert _figures([detail(0.0), detail(0.01)])["writer.gold_ctr_lift"]["low"] < 0.1
 
 
+def test_no_model_is_one_clear_line_before_anything_is_fitted():
+    with pytest.raises(InputError, match="no-such-model"):
+        bench_writer(replace(QUICK, model="no-such-model"), lambda line: None)
+
+
 def test_no_seeds_are_refused():
     with pytest.raises(InputError, match=r"writer\.seeds"):
         bench_writer(replace(QUICK, seeds=()), lambda line: None)
@@ -149,4 +154,4 @@ def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert points[0]["kl"] == 0
     assert all({"proxy", "proxy_click", "gold", "gold_click"} < set(point) for point in points)
     assert figures["writer.voice_accuracy"]["n"] > 0
-    assert any(line.startswith("grpo: gold CTR") for line in told)
+    assert any(line.startswith("seed 31: grpo: gold CTR") for line in told)
