@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hawker.policies.attention import use_grouped
 from hawker.policies.briefs import SURFACES, Brief, messages, plain_prompt
 from hawker.policies.prefix import go_on, goes_on
 from hawker.shop.artefacts import write_directory, write_json
@@ -313,6 +314,7 @@ def load_causal(path: Path, dtype: torch.dtype) -> Any:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
     if not goes_on(model):
         raise InputError("the model cannot go on from what it has read", where=path, remedy="name one with attention")
+    use_grouped(model)
     return model
 
 
