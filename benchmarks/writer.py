@@ -100,16 +100,16 @@ class WriterConfig:
     sft: SftConfig = field(default_factory=SftConfig)
     rwr: RwrConfig = field(default_factory=RwrConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
-    assignments: int = 400
-    judged: int = 120
+    assignments: int = 800
+    judged: int = 480
     deep: int = 12
     samples: int = 64
     curved: int = 40
     voiced: int = 30
     diverse: int = 1_000
     shipped: int = 3_334
-    lived: int = 4
-    followed: int = 4_000
+    lived: int = 16
+    followed: int = 16_000
     horizon: int = 28
     preferences: int = 1_000
     prefer: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(steps=60, learning_rate=5e-4))
@@ -143,6 +143,9 @@ QUICK = WriterConfig(
 """For a look: its figures say that the benchmark runs, not how good the copy is."""
 
 FOUR = 4
+"""Lines of which the learned shoppers choose the best."""
+
+EIGHT = 2 * FOUR
 """Lines for each brief that gold judges."""
 
 ABLATIONS = ("no pessimism", "no kl", "sampled clicks")
@@ -302,7 +305,7 @@ def _preferences(job: _Job, told: Told) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Written:
-    """Lines of a writer for each of the briefs it is judged on, ``FOUR`` at least, and what gold makes of the first."""
+    """Lines of a writer for each brief that it is judged on, ``EIGHT`` at least, and what gold makes of the first."""
 
     briefs: list[Brief]
     lines: list[list[str]]
@@ -315,8 +318,8 @@ def _written(
     writer: Writer, shop: Shop, config: WriterConfig, judged: list[Assignment], lines: int, seed: int
 ) -> _Written:
     briefs = [each.brief for each in judged]
-    said = ship(writer, shop.guardrails, briefs, max(FOUR, -(-lines // len(judged))), fresh(seed, 24))
-    gold = shop.gold(judged, [some[:FOUR] for some in said.lines])
+    said = ship(writer, shop.guardrails, briefs, max(EIGHT, -(-lines // len(judged))), fresh(seed, 24))
+    gold = shop.gold(judged, [some[:EIGHT] for some in said.lines])
     pairs = [(line, brief) for some, brief in zip(said.lines, briefs, strict=True) for line in some]
     violations = sum(bool(shop.guardrails.hits(line, brief)) for line, brief in pairs[: config.shipped])
     return _Written(briefs, said.lines, gold, said.rejected, violations)
@@ -342,9 +345,11 @@ def _measured(written: _Written, base: Writer, world: BazaarWorld, config: Write
 
 
 def _best_of(shop: Shop, judged: list[Assignment], written: _Written) -> Floats:
-    """Return the true P(click) of the line of four that the proxy likes best, shape (n,)."""
-    total = shop.reward(*asked(judged, [lines[:FOUR] for lines in written.lines]))["total"].reshape(-1, FOUR)
-    chosen: Floats = np.take_along_axis(written.gold, total.argmax(1)[:, None], 1)[:, 0]
+    """Return the true P(click) of the line of four that the proxy likes best, the mean of two fours, shape (n,)."""
+    lines = [said[:EIGHT] for said in written.lines]
+    total = shop.reward(*asked(judged, lines))["total"].reshape(len(lines), -1, FOUR)
+    gold = written.gold.reshape(total.shape)
+    chosen: Floats = np.take_along_axis(gold, total.argmax(2)[:, :, None], 2).mean((1, 2))
     return chosen
 
 
