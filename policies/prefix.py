@@ -101,6 +101,23 @@ def _shared(ids: Tensor, mask: Tensor) -> int:
     return int((begun == begun[:1]).all(0).int().cumprod(0).sum())
 
 
+def _drawn(chance: Tensor) -> Tensor:
+    """Return a token for each row of probabilities (n, V), (n, 1), none of them rare (``RAREST``).
+
+    The smallest of exponential times at these rates, as torch.multinomial draws; but it waits for the whole vocabulary.
+
+    Raises:
+        RuntimeError: Probabilities are not finite.
+    """
+    most = chance.amax(1, keepdim=True)
+    if not bool(most.isfinite().all()):
+        raise RuntimeError("probability tensor is not finite")  # as torch.multinomial calls it
+    usual = chance >= (most / 10).clamp(max=RAREST)
+    rates = chance[usual]
+    early = torch.zeros_like(chance).masked_scatter_(usual, rates / torch.empty_like(rates).exponential_())
+    return early.argmax(1, keepdim=True)
+
+
 @torch.no_grad()
 def go_on(
     model: Any,
@@ -138,12 +155,7 @@ def go_on(
         place = {name: places[:, -1:] for name, places in placed(model, mask).items()}
         answer = model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True, **place)
         logits = answer.logits[:, -1].float()
-        if temperature:
-            chance = (logits / temperature).softmax(1)
-            rare = chance < (chance.amax(1, keepdim=True) / 10).clamp(max=RAREST)
-            token = torch.multinomial(chance.masked_fill(rare, 0.0), 1)
-        else:
-            token = logits.argmax(1, keepdim=True)
+        token = _drawn((logits / temperature).softmax(1)) if temperature else logits.argmax(1, keepdim=True)
         for owner, drawn, still in zip(row, token[:, 0].tolist(), open_.tolist(), strict=True):
             if still:
                 said[owner].append(drawn)

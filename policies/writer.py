@@ -23,7 +23,7 @@ from hawker.shop.artefacts import write_directory, write_json
 from hawker.shop.errors import InputError
 from hawker.shop.models import SOURCE, find_model, model_digest, quiet_transformers
 
-ROWS = 64
+ROWS = 128
 """Lines generated at once; fewer where memory is short."""
 
 WIDE = 256
