@@ -38,16 +38,20 @@ def _forward(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    grouped = query.device.type == "cpu" and query.shape[2] > 1 and query.shape[1] > key.shape[1]
-    masked = attention_mask is not None and attention_mask.dtype == torch.bool and attention_mask.shape[1] == 1
+    shared = query.device.type == "cpu" and query.shape[2] > 1 and query.shape[1] > key.shape[1]
     plain = not options.get("dropout") and options.get("scaling") is not None
-    if not (grouped and masked and plain and all(options.get(name) is None for name in ("position_bias", "cache"))):
-        found, none = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    plain &= all(options.get(name) is None for name in ("position_bias", "cache"))
+    seen = attention_mask
+    if not (shared and plain) or seen is None or seen.dtype != torch.bool or seen.shape[1] != 1:
+        found, none = sdpa_attention_forward(module, query, key, value, seen, **options)
         return found, none
-    given = (query * options["scaling"], key, value, attention_mask)
-    # What it multiplies is kept for the way back, not the weights of every pair of tokens.
-    out = checkpoint(grouped_attention, *given, use_reentrant=False) if torch.is_grad_enabled() else None
-    return (grouped_attention(*given) if out is None else out).transpose(1, 2).contiguous(), None
+    scaled = query * options["scaling"]
+    if torch.is_grad_enabled():
+        # What it multiplies is kept for the way back, not the weights of every pair of tokens.
+        out = checkpoint(grouped_attention, scaled, key, value, seen, use_reentrant=False)
+    else:
+        out = grouped_attention(scaled, key, value, seen)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
