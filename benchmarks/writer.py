@@ -85,6 +85,7 @@ class WriterConfig:
         followed: Shoppers who live with either writer's lines.
         horizon: Days that they are followed.
         preferences: Pairs with a hidden rule; 0 leaves them out.
+        preferred: Items that came after the log, by which what is made of them is judged, four pairs each.
         prefer: How a model of preferences learns from them.
         dpo: How the writer learns from them.
         hostile: Hostile items.
@@ -112,6 +113,7 @@ class WriterConfig:
     followed: int = 16_000
     horizon: int = 28
     preferences: int = 1_000
+    preferred: int = 60
     prefer: RewardModelConfig = field(default_factory=lambda: RewardModelConfig(steps=60, learning_rate=5e-4))
     dpo: DpoConfig = field(default_factory=lambda: DpoConfig(steps=60, learning_rate=2e-4))
     hostile: int = 200
@@ -136,6 +138,7 @@ QUICK = WriterConfig(
     lived=1,
     followed=200,
     preferences=20,
+    preferred=2,
     prefer=RewardModelConfig(steps=2, batch=4, rows=4),
     dpo=DpoConfig(steps=2, batch=4, rows=4),
     hostile=4,
@@ -297,7 +300,7 @@ def _preferences(job: _Job, told: Told) -> dict[str, float]:
     assert table is not None
     briefs = [item_brief(item, config.surface) for item in table.to_dict("records")]
     launched = BazaarWorld(load_bazaar(), _CPU).items.launched.tolist()
-    unseen = [brief for brief, old in zip(briefs, launched, strict=True) if not old][: max(config.judged // 2, 2)]
+    unseen = [brief for brief, old in zip(briefs, launched, strict=True) if not old][: config.preferred]
     known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
     sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
     return hidden_rule(run, str(Stage(run, "sft").out), known, unseen, *sizes, resolve_device(config.grpo.device), told)
