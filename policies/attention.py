@@ -40,7 +40,7 @@ def _forward(
 
     shared = query.device.type == "cpu" and query.shape[2] > 1 and query.shape[1] > key.shape[1]
     plain = not options.get("dropout") and options.get("scaling") is not None
-    plain &= all(options.get(name) is None for name in ("position_bias", "cache"))
+    plain &= all(options.get(name) is None for name in ("position_bias", "cache", "softcap"))
     seen = attention_mask
     if not (shared and plain) or seen is None or seen.dtype != torch.bool or seen.shape[1] != 1:
         found, none = sdpa_attention_forward(module, query, key, value, seen, **options)

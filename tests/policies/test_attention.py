@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hawker.policies.attention import NAME, grouped_attention, use_grouped
 
@@ -96,6 +97,17 @@ def test_it_computes_by_itself_where_queries_share_keys(model: LlamaForCausalLM,
         torch.arange(6).reshape(1, 6), max_new_tokens=2, do_sample=False
     )  # no mask, then one query at a time
     assert not calls
+
+
+def test_what_it_does_not_know_is_left_to_transformers(model: LlamaForCausalLM):
+    """A cap on scores would be left out unseen; transformers' own says that it cannot."""
+    use_grouped(model)
+    layer, seen = model.model.layers[0].self_attn, torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    attend = ALL_ATTENTION_FUNCTIONS[NAME]
+    given = (torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8), seen)
+    assert attend(layer, *given, scaling=1.0)[0].shape == (1, 3, 4, 8)
+    with pytest.raises(ValueError, match="softcap"):
+        attend(layer, *given, scaling=1.0, softcap=5.0)
 
 
 def test_a_model_that_attends_otherwise_is_left_alone_and_nothing_of_it_is_saved(
