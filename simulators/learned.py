@@ -19,7 +19,7 @@ from hawker.simulators.frozen_pages import Came, Carried, Page
 from hawker.simulators.frozen_tastes import FrozenTastes
 from hawker.simulators.memory import COUNTS, EDGES
 from hawker.simulators.pages import affinity_of
-from hawker.simulators.shopper import Ensemble, calibrated
+from hawker.simulators.shopper import Ensemble, calibrated, recalibrated
 from hawker.simulators.support import Support
 from hawker.simulators.world import Shoppers, merged
 
@@ -379,7 +379,7 @@ def _edges(like: Tensor) -> Tensor:
 
 def calibrated_odds(odds: Tensor, calibration: Tensor) -> Tensor:
     """Return calibrated probabilities from log-odds, bounded as ``log_odds`` bounds those of probabilities."""
-    return torch.addcmul(calibration[0], odds.clamp(LOWEST, HIGHEST), calibration[1]).sigmoid_()
+    return recalibrated(odds.clamp(LOWEST, HIGHEST), calibration).sigmoid_()
 
 
 def _once(array: Tensor) -> Tensor:

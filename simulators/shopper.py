@@ -287,8 +287,7 @@ class Ensemble(nn.Module):
 
     Attributes:
         members: The models.
-        calibration: For each of ``HEADS`` intercept a and slope b of its recalibration: log-odds z become a + b z;
-            shape (4, 2).
+        calibration: For each of ``HEADS`` a, b, c, m of its recalibration, see ``recalibrated``; shape (4, 4).
         tastes: Classes of taste, to which the members add; None where nobody is seen on more than one page.
     """
 
@@ -334,13 +333,22 @@ class Ensemble(nn.Module):
         return probability.masked_fill(slate == EMPTY, 0.0)
 
 
-IDENTITY = torch.tensor([[0.0, 1.0]] * len(HEADS))
+IDENTITY = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * len(HEADS))
 """A calibration that changes nothing."""
 
 
 def calibrated(probability: Tensor, calibration: Tensor) -> Tensor:
-    """Map probabilities through log-odds z -> a + b z (Platt, 1999), with ``calibration`` = (a, b)."""
-    return (calibration[0] + calibration[1] * log_odds(probability)).sigmoid()
+    """Map probabilities as ``recalibrated`` maps their log-odds."""
+    return recalibrated(log_odds(probability), calibration).sigmoid()
+
+
+def recalibrated(odds: Tensor, calibration: Tensor) -> Tensor:
+    """Map log-odds z to a + b z + c max(z - m, 0), with ``calibration`` = (a, b, c, m).
+
+    A line with a bend at m (without one: Platt, 1999).
+    """
+    a, b, c, m = calibration.unbind()
+    return torch.addcmul(torch.addcmul(a, odds, b), (odds - m).clamp_(min=0.0), c)
 
 
 def log_odds(probability: Tensor) -> Tensor:

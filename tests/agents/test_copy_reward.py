@@ -25,7 +25,7 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.learned import LearnedWorld
 from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.rows import encode_log
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.shopper import IDENTITY, Ensemble, ShopperModel, calibrated
 from hawker.simulators.store import FittedShoppers
 from hawker.simulators.support import Support
 
@@ -59,7 +59,7 @@ def shoppers(log: pd.DataFrame) -> FittedShoppers:
             with torch.no_grad():
                 weights.add_(torch.randn(weights.shape, generator=generator), alpha=0.1)
         members.append(model.eval())
-    calibration = torch.tensor([[0.1, 0.9], [-0.2, 1.1], [0.0, 1.0], [0.2, 0.8]])
+    calibration = torch.tensor([[0.1, 0.9, 0, 0], [-0.2, 1.1, 0, 0], [0.0, 1.0, 0.2, -2], [0.2, 0.8, -0.3, -1]])
     shopper = torch.from_numpy(builder.encode_shoppers(log.iloc[:1]))
     candidates = torch.arange(30)[None]
     arrivals = Context(shopper, candidates, torch.ones_like(candidates).bool(), torch.zeros(candidates.shape))
@@ -172,7 +172,7 @@ def test_on_a_full_page_the_line_does_what_it_does_in_the_environment(log: pd.Da
 
 def _without_purchases(ensemble: Ensemble) -> Ensemble:
     calibration = ensemble.calibration.clone()
-    calibration[1] = torch.tensor([-30.0, 1.0])
+    calibration[1] = torch.tensor([-30.0, 1.0, 0.0, 0.0])
     return Ensemble(ensemble.models, calibration)
 
 
@@ -262,7 +262,7 @@ def test_shoppers_that_cannot_answer_are_refused(log: pd.DataFrame, shoppers: Fi
     model = shoppers.ensembles["train"].models[0]
     bare = replace(model.recorded, conversions=False, revenue=False, returns=False)
     members = [ShopperModel(shoppers.builder, 8, ARCHITECTURES[0], 0.1, torch.Generator(), bare, shoppers.lines)]
-    poor = replace(shoppers, ensembles={"train": Ensemble(members, torch.tensor([[0.0, 1.0]] * 4))})
+    poor = replace(shoppers, ensembles={"train": Ensemble(members, IDENTITY)})
     with pytest.raises(InputError, match="no conversion head"):
         CopyReward(poor, log, ITEMS, SPEC)
     clicks = CopyReward(poor, log, ITEMS, RewardSpec(), contexts=2)(["i0001"], [""], [0.0], [poor.lines.texts[3]])

@@ -14,7 +14,7 @@ from hawker.simulators.learned import NEVER, LearnedWorld
 from hawker.simulators.likelihood import predict_rows
 from hawker.simulators.memory import COUNTS
 from hawker.simulators.rows import Rows, Timeline
-from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated
+from hawker.simulators.shopper import Ensemble, ShopperModel, calibrated, recalibrated
 from hawker.simulators.taste_classes import CLASSES
 from hawker.simulators.taste_rows import believed
 from hawker.simulators.world import Shoppers
@@ -314,14 +314,15 @@ def test_a_memory_stays_within_what_the_log_has_shown(lasting):
         batch, outside = world.arrive(60, seeded(0)), torch.zeros(2, 2)
         for step in range(30):
             batch, outcome = world.respond(batch, decisions(batch.context, 3, step), seeded(50 + step))
-            ends = (outcome.leave_probability.logit() - ensemble.calibration[2, 0]) / ensemble.calibration[2, 1]
+            ends = outcome.leave_probability.logit()
             for i, model in enumerate(lasting.ensemble.models):  # of either world, by the log's range
                 memory = model.memory
                 assert (memory.lowest < memory.highest).any()
                 sums = batch.state["memory"][batch.member == i, memory.width : memory.width + memory.sums]
                 outside[0, i] += ((sums < memory.lowest) | (sums > memory.highest)).sum()
                 own = ends[batch.member == i]
-                outside[1, i] += ((own < memory.least[0] - 1e-4) | (own > memory.most[0] + 1e-4)).sum()
+                least, most = recalibrated(torch.stack([memory.least[0], memory.most[0]]), ensemble.calibration[2])
+                outside[1, i] += ((own < least - 1e-4) | (own > most + 1e-4)).sum()
         beyond.append(outside)
     assert not beyond[0].any()
     assert (beyond[1] > 0).all()

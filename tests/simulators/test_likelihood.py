@@ -16,7 +16,7 @@ from hawker.simulators.fitting import calibrate_ensemble
 from hawker.simulators.likelihood import log_loss, negative_log_likelihood, predict_rows
 from hawker.simulators.memory import EDGES, MOOD_SCALE
 from hawker.simulators.rows import Rows, encode_log
-from hawker.simulators.shopper import HEADS, ShopperModel
+from hawker.simulators.shopper import HEADS, IDENTITY, ShopperModel
 from hawker.simulators.small import small_tables
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_every_head_is_calibrated_on_the_late_events_of_shoppers_not_seen(journe
     late_pages = log.late_pages(0.4)
     fresh = torch.arange(0, len(time), 2)
     got = calibrate_ensemble([model], log, [fresh], late_pages)
-    assert got.shape == (len(HEADS), 2)
+    assert got.shape == (len(HEADS), 4)
     said, pages = predict_rows(model, rows), torch.zeros(len(rows.shopper), dtype=torch.bool)
     pages[time.pages(fresh)] = True
     row, page = (pages & late_pages)[rows.page], pages & late_pages
@@ -177,6 +177,7 @@ def test_every_head_is_calibrated_on_the_late_events_of_shoppers_not_seen(journe
     chosen["return"] = tuple(torch.tensor(column) for column in zip(*days, strict=True))
     for i, head in enumerate(HEADS):
         raw, happened = chosen[head]
-        expected = calibrate(raw[None], happened, torch.ones(1, len(raw)))
+        expected = calibrate(raw[None], happened, torch.ones(1, len(raw)), bend=head == "leave")
         torch.testing.assert_close(got[i], expected, atol=2e-3, rtol=2e-3, msg=head)
-        assert not torch.equal(got[i], torch.tensor([0.0, 1.0])), head
+        assert (got[i, 2] != 0) == (head == "leave")
+        assert not torch.equal(got[i], IDENTITY[i]), head

@@ -125,10 +125,13 @@ def test_a_shop_that_records_no_features_still_has_shoppers():
 @pytest.mark.parametrize(
     ("probability", "calibration", "expected"),
     [
-        (0.2, (0.0, 1.0), 0.2),
-        (0.5, (1.0, 3.0), 1 / (1 + np.exp(-1))),
-        (0.2, (0.0, 2.0), 1 / 17),  # odds 1/4 become 1/16
-        (0.2, (np.log(2), 1.0), 1 / 3),  # odds 1/4 become 1/2
+        (0.2, (0.0, 1.0, 0.0, 0.0), 0.2),
+        (0.5, (1.0, 3.0, 0.0, 0.0), 1 / (1 + np.exp(-1))),
+        (0.2, (0.0, 2.0, 0.0, 0.0), 1 / 17),  # odds 1/4 become 1/16
+        (0.2, (np.log(2), 1.0, 0.0, 0.0), 1 / 3),  # odds 1/4 become 1/2
+        (0.2, (0.0, 1.0, 1.0, 0.0), 0.2),  # below the bend
+        (0.8, (0.0, 1.0, 1.0, 0.0), 16 / 17),  # above it: odds 4 become 16
+        (0.8, (0.0, 1.0, -1.0, np.log(2)), 2 / 3),  # a flat side: what is above odds of 2 stays there
     ],
 )
 def test_calibration_acts_on_the_log_odds(probability, calibration, expected):
@@ -144,7 +147,7 @@ def test_log_odds_are_finite_where_probabilities_are_certain():
 def test_ensemble_calibrates_every_member_and_leaves_empty_slots_empty(builder):
     members = [model_of(builder, architecture) for architecture in ARCHITECTURES[:2]]
     calibration = IDENTITY.clone()
-    calibration[0] = torch.tensor([-0.5, 0.8])
+    calibration[0] = torch.tensor([-0.5, 0.8, 0.3, -2.0])
     shopper, slate, affinity = pages(builder)
     got = Ensemble(members, calibration)(shopper, slate, affinity)
     assert got.shape == (2, *slate.shape)
@@ -312,6 +315,6 @@ def test_worth_is_a_price_times_an_effect(everything, journeys):
 
 
 def test_a_calibration_for_each_head():
-    assert IDENTITY.shape == (len(HEADS), 2)
+    assert IDENTITY.shape == (len(HEADS), 4)
     probability = torch.rand(7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(calibrated(probability, IDENTITY[0]), probability)

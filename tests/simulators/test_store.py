@@ -67,7 +67,7 @@ def test_shoppers_who_come_back_are_read_back_whole(regulars, tmp_path):
     for role in ("train", "judge"):
         one, other = shoppers.ensembles[role], again.ensembles[role]
         assert one.models[0].recorded == other.models[0].recorded
-        assert other.calibration.shape == (len(HEADS), 2)
+        assert other.calibration.shape == (len(HEADS), 4)
         weights, same = one.state_dict(), other.state_dict()
         assert weights.keys() == same.keys()
         assert all(torch.equal(value, same[name]) for name, value in weights.items())
