@@ -114,8 +114,9 @@ class RwrConfig(RewardedConfig):
     """How the writer learns from the best of its own lines (reward-weighted regression; Peters & Schaal 2007).
 
     Attributes:
-        steps: Optimizer steps.
-        briefs: What it writes for before training, at most.
+        steps: Optimizer steps, in all rounds.
+        rounds: Times that it writes, each but the first with what it has learned before.
+        briefs: What it writes for, in all rounds, at most.
         lines: Lines for each of them.
         together: Lines of one brief that are learned from in a row: its prompt is read once for them.
         novelty: What a line is worth more for each pair of words that no line drawn before it has.
@@ -128,10 +129,11 @@ class RwrConfig(RewardedConfig):
     decay: bool = True
     beta: float = 0.2
     diversity: float = 0.0
+    rounds: int = 2
     briefs: int = 800
     lines: int = 12
     together: int = 4
-    novelty: float = 0.75
+    novelty: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "sharpness": (0, 100),
     "prior": (1e-3, 1e9),
     "together": (1, 1024),
+    "rounds": (1, 1000),
     "briefs": (1, 10**6),
     "lines": (2, 1024),
     "novelty": (0, 1e6),

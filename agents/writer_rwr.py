@@ -4,14 +4,16 @@ What optimisation with a KL divergence tends to is known: the first writer's pro
 exp(reward / beta). A policy gradient finds what is better on the whole first, since every brief tells of it; what is
 better for whom a few briefs tell of each, and some hundred of them cannot. Lines written once for many briefs, weighted
 by exp(reward / beta) among those of their brief, are drawn from that distribution, and may be learned from again and
-again (Peters and Schaal 2007, Reinforcement learning by reward-weighted regression).
+again (Peters and Schaal 2007, Reinforcement learning by reward-weighted regression). No line is better than the writer
+of them could make it: who has learned from the best writes anew, for other briefs (Gulcehre et al. 2023, Reinforced
+self-training, arXiv 2308.08998).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ import numpy.typing as npt
 
 from hawker.agents.writer_config import RwrConfig, check
 from hawker.agents.writer_data import Assignment
-from hawker.agents.writer_reward import Answers, Preferences, WriterReward, pairs_of
+from hawker.agents.writer_reward import Answers, Level, Preferences, WriterReward, pairs_of
 from hawker.agents.writer_sft import tune
 from hawker.agents.writer_training import Progress, Stage, untouched
+from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Writer
 from hawker.shop.devices import resolve_device
@@ -47,20 +50,20 @@ def rwr(
     """Let a writer write, learn from its lines by what they are worth, and write the result to RUN/writer/rwr.
 
     Args:
-        run: Gets ``writer/rwr``, its checkpoint and its curves.
+        run: Gets ``writer/rwr``, its checkpoint and its curves; of rounds before the last ``writer/rwr-1`` and so on.
         model: The writer to begin with: RUN/writer/sft, say.
         assignments: What there is to write for; ``config.briefs`` of them are.
         answers: The learned shoppers.
         guardrails: Rules of copy.
         config: How to train.
-        resume: Go on from the stage's checkpoint, if it has one; lines are written anew, the same.
+        resume: Go on from the checkpoints, where there are some; lines are written anew, the same.
         progress: Called after each step.
         preferences: A model of preferences, to stand beside the shoppers.
         base: The untouched model, the judge of fluency; by default the one that ``model`` was trained from.
 
     Returns:
-        The model's directory and the report (``train.json``); ``gain`` is the mean reward of the lines that are learned
-        from, where that of those that may be is 0.
+        The model's directory and the report of the last round (``train.json``); its ``gains`` are, round by round, the
+        mean reward of the lines that are learned from, where that of those that may be is 0.
 
     Raises:
         InputError: No such model, nothing to write for, answers that are not finite, every line refused, or as in
@@ -69,12 +72,34 @@ def rwr(
     check(config)
     if not assignments:
         raise InputError("nothing to write for", where="writer rwr")
-    device = resolve_device(config.device)
-    writer = Writer.load(model, device)
-    judge = Writer.load(untouched(model) if base is None else base, device)
-    generator = np.random.default_rng(config.seed)
-    some = generator.permutation(len(assignments))[: config.briefs].tolist()
-    reward = WriterReward(assignments, answers, guardrails, judge, writer.ends, config, preferences)
+    device, base = resolve_device(config.device), untouched(model) if base is None else base
+    generator, gains, written = np.random.default_rng(config.seed), list[float](), 0
+    some = generator.permutation(len(assignments))[: config.briefs]
+    rounds = min(config.rounds, len(some), config.steps)
+    for number, part in enumerate(np.array_split(some, rounds), 1):
+        own = replace(config, steps=config.steps // rounds + (number <= config.steps % rounds))
+        writer, judge = Writer.load(model, device), Writer.load(base, device)
+        reward = WriterReward(assignments, answers, guardrails, judge, writer.ends, own, preferences)
+        rows, gain, level = _best_lines(writer, part.tolist(), assignments, reward, guardrails, own, generator)
+        gains, written, tokenizer = [*gains, gain], written + len(part) * config.lines, writer.tokenizer
+        del writer, judge, reward  # their memory is needed, and the reward holds the judge
+        told = {"gains": gains, "level": asdict(level), "written": written}
+        stage = Stage(run, "rwr" if number == rounds else f"rwr-{number}")
+        path, report = tune(stage, model, tokenizer, rows, own, resume, progress, told)
+        model = str(path)
+    return path, report
+
+
+def _best_lines(
+    writer: Writer,
+    some: list[int],
+    assignments: Sequence[Assignment],
+    reward: WriterReward,
+    guardrails: Guardrails,
+    config: RwrConfig,
+    generator: np.random.Generator,
+) -> tuple[list[tuple[Brief, str]], float, Level]:
+    """Let a writer write for some assignments; return what to learn from, what it is worth, and the lines' level."""
     briefs = [assignments[i].brief for i in some]
     said = writer.write(briefs, config.lines, 1.0, config.seed)
     lines = [[guardrails.tidy(text) for text in texts] for texts in said]
@@ -91,12 +116,8 @@ def rwr(
         [pairs_of(line) - pairs_of(brief.title) for line in texts] for texts, brief in zip(lines, briefs, strict=True)
     ]
     chosen = draw_best(worth, pairs, config, generator)
-    rows = [(briefs[i], lines[i][j]) for i, j in chosen]
-    tokenizer = writer.tokenizer
-    del writer, judge, reward  # their memory is needed, and the reward holds the judge
     gain = float(np.mean([worth[i, j] for i, j in chosen]) - worth[np.isfinite(worth)].mean())
-    told = {"gain": gain, "level": asdict(level), "written": len(some) * config.lines}
-    return tune(Stage(run, "rwr"), model, tokenizer, rows, config, resume, progress, told)
+    return [(briefs[i], lines[i][j]) for i, j in chosen], gain, level
 
 
 def draw_best(

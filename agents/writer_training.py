@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +50,11 @@ class Stage:
 
     Attributes:
         run: The run.
-        name: The stage.
+        name: The stage: sft, dpo, reward, rwr or grpo.
     """
 
     run: Run
-    name: Literal["sft", "dpo", "reward", "rwr", "grpo"]
+    name: str
 
     @property
     def out(self) -> Path:

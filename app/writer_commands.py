@@ -207,7 +207,8 @@ class WriterRwr(_AgainstShoppers):
         with _progress() as update:
             path, report = rwr(**told, progress=update)
         _show(path, report)
-        say(f"{report['written']:,} lines written; those learned from are worth {report['gain']:.2f} spreads more")
+        gains = ", then ".join(f"{gain:.2f}" for gain in report["gains"])
+        say(f"{report['written']:,} lines written; those learned from are worth {gains} spreads more")
         write_report(self.json, report)
 
 

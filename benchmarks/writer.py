@@ -259,7 +259,7 @@ def _one_seed(job: _Job, to: Told) -> dict[str, Any]:
         second_path, second = rwr(
             where, str(first_path), *rewarded, own, True, _steps(told, f"{name}, its own lines"), base=config.model
         )
-        told(f"{name}: of its own lines it learned from those worth {second['gain']:.2f} spreads more")
+        told(f"{name}: of its own lines it learned from those worth {second['gains']} spreads more")
         path, report = grpo(
             where, str(second_path), given, listened, shop.guardrails, settings, True, watch, base=config.model
         )

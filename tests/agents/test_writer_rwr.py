@@ -94,10 +94,11 @@ def test_what_is_new_is_worth_more_until_it_was_said():
 
 
 def test_it_learns_what_is_good_for_whom(fluent: Path, tmp_path: Path):
-    config = RwrConfig(**{**CONFIG.__dict__, "steps": 80, "batch": 16, "rows": 16, "lines": 16, "rank": 0})
-    path, report = run_rwr(tmp_path, fluent, config)
-    assert report["gain"] > 0.3  # lines of no such words are possible, too
-    assert report["written"] == 4 * 16
+    config = RwrConfig(**{**CONFIG.__dict__, "steps": 160, "batch": 16, "rows": 16, "lines": 16, "rank": 0})
+    path, report = run_rwr(tmp_path, fluent, config, assignments=ASSIGNMENTS * 4)  # some of each in both rounds
+    assert report["gains"][0] > 0.3  # lines of no such words are possible, too
+    assert len(report["gains"]) == 2
+    assert report["written"] == 16 * 16
     briefs = [each.brief for each in ASSIGNMENTS]
 
     def right(model: Path) -> int:
@@ -144,16 +145,26 @@ def test_same_seed_same_weights_and_nothing_global(
     assert capfd.readouterr() == ("", "")
     assert json.loads((path / "train.json").read_text()) == report
     assert json.loads((path / "source.json").read_text())["made_from"] == str(small_lm)  # not the tuned one
-    assert {item.name for item in (tmp_path / "writer").iterdir()} == {"rwr", "rwr-checkpoint"}
+    assert {item.name for item in (tmp_path / "writer").iterdir()} == {
+        "rwr",
+        "rwr-checkpoint",
+        "rwr-1",
+        "rwr-1-checkpoint",
+    }
 
 
 def test_interrupted_and_resumed(trained: tuple[Path, dict[str, Any]], fluent: Path, tmp_path: Path):
+    """Killed in its second round."""
+    steps = list[int]()
+
     def interrupt(done: int, total: int, value: float) -> None:
-        if done == 3:
+        steps.append(done)
+        if len(steps) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_rwr(tmp_path, fluent, progress=interrupt)
+    assert steps == [1, 2, 1]
     path, _ = run_rwr(tmp_path, fluent, resume=True)
     assert (path / "model.safetensors").read_bytes() == (trained[0] / "model.safetensors").read_bytes()
 
@@ -190,6 +201,27 @@ def test_refused(fluent: Path, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_each_round_writes_for_briefs_of_its_own_with_what_the_last_has_learned(fluent: Path, tmp_path: Path):
+    asked = list[list[str]]()
+
+    def listening(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
+        asked.append(list(items))
+        return for_whom(items, audiences, discounts, lines)
+
+    config = RwrConfig(**{**CONFIG.__dict__, "steps": 7, "briefs": 3, "rounds": 3})
+    path, report = run_rwr(tmp_path, fluent, config, answers=listening)
+    assert report["written"] == 3 * 4
+    stages = [tmp_path / "writer" / name for name in ("rwr-1", "rwr-2", "rwr")]
+    assert path == stages[-1]
+    told = [json.loads((stage / "train.json").read_text()) for stage in stages]
+    assert [each["steps"] for each in told] == [3, 2, 2]
+    assert [each["model"] for each in told] == [str(fluent), str(stages[0]), str(stages[1])]
+    assert told[-1]["gains"][:2] == told[1]["gains"]
+    rounds = list(dict.fromkeys(frozenset(items) for items in asked))
+    assert [len(items) for items in rounds] == [1, 1, 1]
+    assert len(frozenset.union(*rounds)) == 3
+
+
 def test_an_item_that_shoppers_have_no_answer_to_is_passed_over(fluent: Path, tmp_path: Path):
     calls = []
 
@@ -199,5 +231,5 @@ def test_an_item_that_shoppers_have_no_answer_to_is_passed_over(fluent: Path, tm
         return answers if len(calls) == 1 else {"total": np.where(np.array(items) == "pot", np.nan, answers["total"])}
 
     path, report = run_rwr(tmp_path, fluent, answers=some)
-    assert np.isfinite(report["gain"])
+    assert np.isfinite(report["gains"]).all()
     assert path.is_dir()
