@@ -119,7 +119,8 @@ class RwrConfig(RewardedConfig):
         briefs: What it writes for, in all rounds, at most.
         lines: Lines for each of them.
         together: Lines of one brief that are learned from in a row: its prompt is read once for them.
-        novelty: What a line is worth more for each pair of words that no line drawn before it has.
+        novelty: What a line is worth more for each pair of words that no line drawn before it has: so much in the first
+            round, twice that in the second and so on, since who has learned repeats itself.
     """
 
     steps: int = 200

@@ -77,7 +77,8 @@ def rwr(
     some = generator.permutation(len(assignments))[: config.briefs]
     rounds = min(config.rounds, len(some), config.steps)
     for number, part in enumerate(np.array_split(some, rounds), 1):
-        own = replace(config, steps=config.steps // rounds + (number <= config.steps % rounds))
+        steps = config.steps // rounds + (number <= config.steps % rounds)
+        own = replace(config, steps=steps, novelty=config.novelty * number)
         writer, judge = Writer.load(model, device), Writer.load(base, device)
         reward = WriterReward(assignments, answers, guardrails, judge, writer.ends, own, preferences)
         rows, gain, level = _best_lines(writer, part.tolist(), assignments, reward, guardrails, own, generator)
