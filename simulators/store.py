@@ -234,7 +234,10 @@ def load_shoppers(directory: Path, device: torch.device) -> FittedShoppers:
         logs = (Path(meta["logs"]), meta["logs_digest"])
         return FittedShoppers(builder, meta["size"], config, ensembles, arrivals, *logs, support, lines, digest, asked)
     except (KeyError, TypeError, RuntimeError, SafetensorError, FileNotFoundError) as error:
-        raise InputError("not shoppers of this version", where=directory, got=str(error).splitlines()[0]) from None
+        remedy = "fit them anew with `hawker fit`"
+        raise InputError(
+            "not shoppers of this version", where=directory, got=str(error).splitlines()[-1].strip(), remedy=remedy
+        ) from None
 
 
 def whole_catalog(shopper: torch.Tensor, affinity: torch.Tensor) -> Context[torch.Tensor]:

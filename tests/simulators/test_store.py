@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hawker.shop.artefacts import read_json, write_directory, write_json
 from hawker.shop.decision import Decision
@@ -155,6 +156,17 @@ def test_another_version_is_refused_in_one_line(copy, change, message):
         load_shoppers(copy / "other", CPU)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shoppers_of_before_recalibration_could_bend_are_refused_with_what_to_do(copy):
+    with write_directory(copy / "old", "shoppers") as scratch:
+        for name in FILES:
+            shutil.copy(copy / "shoppers" / name, scratch)
+        weights = load_file(scratch / "train.safetensors")
+        weights["calibration"] = weights["calibration"][:, :2].contiguous()
+        save_file(weights, scratch / "train.safetensors")
+    with pytest.raises(InputError, match=r"size mismatch for calibration.*hawker fit"):
+        load_shoppers(copy / "old", CPU)
 
 
 def test_no_shoppers_at_all(tmp_path):
