@@ -38,7 +38,7 @@ PAGES = dataclasses.replace(
     batch=64,
     critic_first=128,
     hidden=8,
-    horizon=5.0,
+    horizon=8.0,  # long enough that a few lines change something
     checkpoint_every=2,
     device="cpu",
 )
@@ -126,9 +126,7 @@ def test_two_rounds_end_with_the_best(whole: tuple[Run, Any]):
         figures = each["figures"]
         gain = figures["reward_per_shopper.with_bank"]["value"] - figures["reward_per_shopper.as_trained"]["value"]
         assert figures["reward_per_shopper.gain"]["value"] == pytest.approx(gain, abs=1e-9)
-        for name, part in figures.items():
-            # The same draws for both arms: in so small a shop a few lines may change nobody's answer.
-            assert part["low"] < part["value"] < part["high"] or (name.endswith("gain") and part["value"] == 0), name
+        assert all(part["low"] < part["value"] < part["high"] for part in figures.values())
         assert 0 <= each["covered"]["own"] < each["covered"]["any"] <= 1
 
 
