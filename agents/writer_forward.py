@@ -15,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from hawker.agents.lora import fuse_adapters
 from hawker.policies.prefix import go_on, goes_on, placed, read_once
 
 IGNORED = -100
 """The label of a token that is not scored."""
+
+AT_ONCE = 8
+"""Rows of logits that are looked at at once: 2 MB of them, where words are 50,000."""
 
 
 def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
@@ -39,10 +44,7 @@ def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:
         base = _below_adapter(model)
         base.forward = types.MethodType(_scoring(base, temperature), base)
         model.generate = functools.partial(_generate, base)
-        if base.dtype == torch.bfloat16:
-            for layer in base.modules():
-                if hasattr(layer, "cast_input_dtype_enabled"):
-                    layer.cast_input_dtype_enabled = False  # its small weights are cast, not all that it reads
+        fuse_adapters(base)
 
 
 def read_pairs_once(trainer: Any) -> None:
@@ -115,13 +117,9 @@ def _scored(said: Tensor, labels: Tensor, temperature: float, items: Any) -> Any
 
     wanted = labels[:, 1:] != IGNORED
     scored = wanted[:, -said.shape[1] :]
-    logits, token = said[scored].float() / temperature, labels[:, -said.shape[1] :][scored]
-    total = logits.logsumexp(1)
-    log_probs = logits.gather(1, token[:, None])[:, 0] - total
-    with torch.no_grad():
-        entropy = total - (logits.softmax(1) * logits).sum(1)
-        squared = (2 * logits).logsumexp(1) - 2 * total
-        mean, top = logits.mean(1), logits.argmax(1) == token
+    token, rows = labels[:, -said.shape[1] :][scored], scored.flatten().nonzero()[:, 0]
+    apply: Any = _Likelihood.apply  # which is untyped
+    log_probs, entropy, squared, mean, top = apply(said.flatten(0, 1), rows, token, temperature)
 
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
@@ -135,6 +133,39 @@ def _scored(said: Tensor, labels: Tensor, temperature: float, items: Any) -> Any
         is_top1=spread(top),
         label_mask=wanted,
     )
+
+
+class _Likelihood(torch.autograd.Function):
+    """Tokens' log-probabilities, a few rows of logits at once, which stay in a core's own memory; see ``_scored``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, rows: Tensor, token: Tensor, temperature: float) -> tuple[Tensor, ...]:
+        """Return of some rows of logits (R, V), by number (n,): five of what trl asks for, (n,) each, in its order.
+
+        Gradients go through the first, the log-probability of the token.
+        """
+        ctx.save_for_backward(logits, rows, token)
+        ctx.temperature, found = temperature, []
+        for some, which in zip(rows.split(AT_ONCE), token.split(AT_ONCE), strict=True):
+            log_p = logits[some].float().div_(temperature)
+            mean, top = log_p.mean(1), log_p.argmax(1) == which
+            log_p -= log_p.logsumexp(1, keepdim=True)
+            p = log_p.exp()
+            entropy, squared = -torch.linalg.vecdot(p, log_p), torch.linalg.vecdot(p, p).log()
+            found.append((log_p.gather(1, which[:, None])[:, 0], entropy, squared, mean, top))
+        answer = tuple(torch.cat(part) for part in zip(*found, strict=True))
+        ctx.mark_non_differentiable(*answer[1:])
+        return answer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
+        logits, rows, token = ctx.saved_tensors
+        back, slope = torch.zeros_like(logits), slope / ctx.temperature
+        for some, which, by in zip(*(each.split(AT_ONCE) for each in (rows, token, slope)), strict=True):
+            p = logits[some].float().div_(ctx.temperature).softmax(1).mul_(-by[:, None])
+            back[some] = p.scatter_add_(1, which[:, None], by[:, None]).to(back.dtype)
+        return back, None, None, None
 
 
 def _numbers(model: Any) -> Any:

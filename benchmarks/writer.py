@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,18 @@ from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.hostile import hostile_briefs, hostile_items, obeyed
 from hawker.benchmarks.side_by_side import Told, side_by_side
-from hawker.benchmarks.signal import over_seeds, require_seeds
+from hawker.benchmarks.signal import require_seeds
 from hawker.benchmarks.writer_copy import distinct_bigrams, echoes, fluency, ship
 from hawker.benchmarks.writer_curve import Quarters, along, quarter
+from hawker.benchmarks.writer_figures import ABLATIONS, figures_of
 from hawker.benchmarks.writer_plain import plain_rate
 from hawker.benchmarks.writer_prefs import hidden_rule
 from hawker.benchmarks.writer_shop import Listened, Shop, asked
-from hawker.benchmarks.writer_voice import accuracy, tell_apart, voice_lines
+from hawker.benchmarks.writer_voice import tell_apart, voice_lines
 from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Writer
 from hawker.shop.devices import resolve_device
-from hawker.shop.figures import Figure, figure
 from hawker.shop.logs import read_logs
 from hawker.shop.models import find_model
 from hawker.shop.reward import RewardSpec
@@ -52,7 +52,7 @@ from hawker.shop.run import Run
 from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
-from hawker.simulators.store import load_shoppers
+from hawker.simulators.store import FittedShoppers, load_shoppers
 from hawker.simulators.training import available_cores
 
 _CPU = torch.device("cpu")
@@ -151,8 +151,6 @@ FOUR = 4
 EIGHT = 2 * FOUR
 """Lines for each brief that gold judges."""
 
-ABLATIONS = ("no pessimism", "no kl", "sampled clicks")
-
 
 def bench_writer(
     config: WriterConfig, told: Told, *, ablations: bool = False, keep: Path | None = None
@@ -184,15 +182,29 @@ def bench_writer(
         # A core for each, where there is no GPU that all would share.
         workers = min(available_cores(), len(jobs) + bool(config.preferences)) if device.type == "cpu" else 1
         with side_by_side(workers, told) as start:
-            found = [start(_one_seed, job) for job in jobs]
-            first = found[0].result()  # who has tuned the writer that preferences go on from
+            tuned = [start(_tune, job) for job in jobs]
+            optimised = []
+            for job, each in zip(jobs, tuned, strict=True):
+                each.result()
+                optimised.append(start(_optimise, job))  # the longest part, as early as may be
             taught = start(_preferences, jobs[0]) if config.preferences else None
-            details = [first, *(each.result() for each in found[1:])]
+            first = [start(_judge_first, job) for job in jobs]
+            details = [_joined(one.result(), two.result()) for one, two in zip(first, optimised, strict=True)]
             if taught is not None:
-                first["preferences"] = taught.result()
-    report = {"figures": _figures(details), "seeds": list(config.seeds), "samples": details[0].pop("samples")}
+                details[0]["preferences"] = taught.result()
+    report = {"figures": figures_of(details), "seeds": list(config.seeds), "samples": details[0].pop("samples")}
     checked: dict[str, Any] = finite(report | {"details": details})
     return checked
+
+
+def _joined(first: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a seed found: of the tuned writer and of those optimised from it."""
+    for name in ("grpo", *ABLATIONS):
+        if name in found:
+            found[name]["d7_change"] = found[name].pop("d7") - first["d7"]
+    both = zip(first["samples"], found.pop("samples"), strict=True)
+    samples = [{"item": a["item"], "audience": a["audience"], "before": a["line"], "after": b["line"]} for a, b in both]
+    return first | found | {"samples": samples}
 
 
 @dataclass(frozen=True)
@@ -207,49 +219,85 @@ class _Job:
     ablations: bool
 
 
-def _one_seed(job: _Job, to: Told) -> dict[str, Any]:
-    config, seed, run = job.config, job.seed, Run(job.kept)
+@dataclass(frozen=True)
+class _Ground:
+    """What every part of a job stands on: the shop, and what is written for in it."""
 
-    def told(line: str) -> None:
-        to(f"seed {seed}: {line}")
+    shop: Shop
+    fitted: FittedShoppers
+    rows: pd.DataFrame
+    table: pd.DataFrame
+    given: list[Assignment]
+    judged: list[Assignment]
 
-    world, fitted = BazaarWorld(load_bazaar(), _CPU), load_shoppers(job.shoppers, _CPU)
-    table, rows = read_logs(job.logs).items, fitted.read_part("train")
-    assert table is not None
-    discounts = tuple(tier_discounts(rows, table).values())
-    reward = CopyReward(fitted, rows, table, config.reward, discounts=discounts, seed=seed)
-    label = list(reward.audiences.label(rows, table))
-    moments = gold_moments(world, reward.audiences, config.shoppers // 2, config.days, fresh(seed, 21))
-    shop = Shop(world, moments, discounts, Guardrails.load(), reward)
-    device = resolve_device(config.grpo.device)
-    lines = logged_lines(rows, table, config.surface, label)
-    first_path, _ = sft(
-        run, config.model, lines, shop.guardrails, replace(config.sft, seed=seed), True, _steps(told, "sft")
-    )
-    launched = pd.Series(world.items.launched, table.index)
-    there = [name for i, name in enumerate(reward.audiences.labels) if name in reward.labels and i in moments.audience]
-    given = draw_assignments(table[launched], config.surface, there, discounts, config.assignments, seed)
-    half = config.judged // 2
-    judged = [
-        *draw_assignments(table[launched], config.surface, there, discounts, half, fresh(seed, 22)),
-        *draw_assignments(table[~launched], config.surface, there, discounts, half, fresh(seed, 23)),
-    ]
-    first, base = Writer.load(str(first_path), device), Writer.load(config.model, device)
-    found: dict[str, Any] = {"seed": seed}
+    @staticmethod
+    def of(job: _Job) -> _Ground:
+        config, seed = job.config, job.seed
+        world, fitted = BazaarWorld(load_bazaar(), _CPU), load_shoppers(job.shoppers, _CPU)
+        table, rows = read_logs(job.logs).items, fitted.read_part("train")
+        assert table is not None
+        discounts = tuple(tier_discounts(rows, table).values())
+        reward = CopyReward(fitted, rows, table, config.reward, discounts=discounts, seed=seed)
+        moments = gold_moments(world, reward.audiences, config.shoppers // 2, config.days, fresh(seed, 21))
+        shop = Shop(world, moments, discounts, Guardrails.load(), reward)
+        launched = pd.Series(world.items.launched, table.index)
+        names = reward.audiences.labels
+        there = [name for i, name in enumerate(names) if name in reward.labels and i in moments.audience]
+        given = draw_assignments(table[launched], config.surface, there, discounts, config.assignments, seed)
+        half = config.judged // 2
+        judged = [
+            *draw_assignments(table[launched], config.surface, there, discounts, half, fresh(seed, 22)),
+            *draw_assignments(table[~launched], config.surface, there, discounts, half, fresh(seed, 23)),
+        ]
+        return _Ground(shop, fitted, rows, table, given, judged)
+
+
+def _teller(seed: int, told: Told) -> Told:
+    return lambda line: told(f"seed {seed}: {line}")
+
+
+def _tune(job: _Job, to: Told) -> None:
+    """Tune the first writer on a log."""
+    ground, config, told = _Ground.of(job), job.config, _teller(job.seed, to)
+    label = list(ground.shop.reward.audiences.label(ground.rows, ground.table))
+    lines = logged_lines(ground.rows, ground.table, config.surface, label)
+    tune = replace(config.sft, seed=job.seed)
+    sft(Run(job.kept), config.model, lines, ground.shop.guardrails, tune, True, _steps(told, "sft"))
+
+
+def _tuned(job: _Job) -> Path:
+    return Stage(Run(job.kept), "sft").out
+
+
+def _judge_first(job: _Job, to: Told) -> dict[str, Any]:
+    """Judge the first writer, and the best of several of its lines."""
+    ground, config, seed, told = _Ground.of(job), job.config, job.seed, _teller(job.seed, to)
+    shop, judged, device = ground.shop, ground.judged, resolve_device(config.grpo.device)
+    first, base = Writer.load(str(_tuned(job)), device), Writer.load(config.model, device)
     before = _written(first, shop, config, judged, config.diverse, seed)
-    found["best_of_4"] = _best_of(shop, judged, before).tolist()
+    found: dict[str, Any] = {"seed": seed, "best_of_4": _best_of(shop, judged, before).tolist()}
     told(f"first writer: gold CTR {before.gold.mean():.4f}, best of 4 {np.mean(found['best_of_4']):.4f}")
     found["deep"] = _deep(first, shop, config, judged, seed)
-    before_lives = _lives(first, shop, config, seed)
+    found["d7"] = _lives(first, shop, config, seed)
+    return found | {"sft": _measured(before, base, shop.world, config), "samples": _samples(judged, before)}
+
+
+def _optimise(job: _Job, to: Told) -> dict[str, Any]:
+    """Optimise the first writer, and judge what comes of it."""
+    ground, config, seed, told = _Ground.of(job), job.config, job.seed, _teller(job.seed, to)
+    shop, judged, given, run = ground.shop, ground.judged, ground.given, Run(job.kept)
+    reward, world, device, first_path = shop.reward, shop.world, resolve_device(config.grpo.device), _tuned(job)
+    base = Writer.load(config.model, device)
     specs: dict[str, tuple[CopyReward, GrpoConfig, int | None]] = {"grpo": (reward, config.grpo, None)}
     if job.ablations:
-        bold = CopyReward(fitted, rows, table, replace(config.reward, disagreement=0.0), discounts=discounts, seed=seed)
+        careless = replace(config.reward, disagreement=0.0)
+        learned = (ground.fitted, ground.rows, ground.table)
         specs |= {
-            "no pessimism": (bold, config.grpo, None),
+            "no pessimism": (CopyReward(*learned, careless, discounts=shop.discounts, seed=seed), config.grpo, None),
             "no kl": (reward, replace(config.grpo, beta=0.0), None),
             "sampled clicks": (reward, config.grpo, seed),
         }
-    found["sft"] = _measured(before, base, world, config)
+    found: dict[str, Any] = {}
     for name, (answers, tune, drawn) in specs.items():
         listened, where = Listened(answers, drawn), Run(run.path / name.replace(" ", "-"))
         settings = replace(tune, seed=seed, checkpoint_every=quarter(tune))
@@ -271,20 +319,20 @@ def _one_seed(job: _Job, to: Told) -> dict[str, Any]:
         later = report["history"][1:] or report["history"]  # the first step warms up
         tokens = tune.batch * sum(entry["completions/mean_length"] for entry in later)
         found[name]["rate"] = tokens / max(sum(entry["seconds/step"] for entry in later), 1e-9)
-        found[name]["d7_change"] = _lives(writer, shop, config, seed) - before_lives
-        told(f"{name}: gold CTR {found[name]['ctr']:.4f}, first writer {found['sft']['ctr']:.4f}")
+        found[name]["d7"] = _lives(writer, shop, config, seed)
+        told(f"{name}: gold CTR {found[name]['ctr']:.4f}")
         if name == "grpo":
             found["hostile"] = _followed(writer, shop, config)
-            found["samples"] = _samples(judged, before, after)
+            found["samples"] = _samples(judged, after)
             some = [judged[i] for i in _evenly(config.curved, len(judged))]
-            stages: dict[str | int, Writer] = {"sft": first, "rwr": Writer.load(str(second_path), device)}
+            second_writer = Writer.load(str(second_path), device)
+            stages: dict[str | int, Writer] = {"sft": Writer.load(str(first_path), device), "rwr": second_writer}
             for step, adapter in watch.kept().items():
                 stages[step] = Writer.load(str(second_path), device, adapter)
             stages["grpo"] = writer
             found["points"] = along(stages, shop, some, fresh(seed, 29))
-            found["rwr"] = _measured(
-                _written(stages["rwr"], shop, config, judged, config.diverse, seed), base, world, config
-            )
+            own_lines = _written(second_writer, shop, config, judged, config.diverse, seed)
+            found["rwr"] = _measured(own_lines, base, world, config)
             spoken = [judged[i].brief for i in _evenly(config.voiced, len(judged))]
             for who, speaker in (("grpo", writer), ("untouched", base)):
                 said = voice_lines(speaker, shop.guardrails, spoken, 2, fresh(seed, 30))
@@ -303,7 +351,7 @@ def _preferences(job: _Job, told: Told) -> dict[str, float]:
     unseen = [brief for brief, old in zip(briefs, launched, strict=True) if not old][: config.preferred]
     known = [brief for brief, old in zip(briefs, launched, strict=True) if old]
     sizes = (config.preferences, replace(config.prefer, seed=seed), replace(config.dpo, seed=seed))
-    return hidden_rule(run, str(Stage(run, "sft").out), known, unseen, *sizes, resolve_device(config.grpo.device), told)
+    return hidden_rule(run, str(_tuned(job)), known, unseen, *sizes, resolve_device(config.grpo.device), told)
 
 
 @dataclass(frozen=True)
@@ -393,17 +441,13 @@ def _followed(writer: Writer, shop: Shop, config: WriterConfig) -> int:
     )
 
 
-def _samples(judged: list[Assignment], before: _Written, after: _Written) -> list[dict[str, str]]:
-    """Return 40 lines before and after, drawn at random."""
+def _samples(judged: list[Assignment], written: _Written) -> list[dict[str, str]]:
+    """Return the lines for 40 briefs drawn at random, for every writer the same."""
     places = np.random.default_rng(0).permutation(len(judged))[:40]
+    briefs = [judged[i].brief for i in places]
     return [
-        {
-            "item": judged[i].brief.title,
-            "audience": judged[i].brief.audience,
-            "before": before.lines[i][0],
-            "after": after.lines[i][0],
-        }
-        for i in places
+        {"item": brief.title, "audience": brief.audience, "line": written.lines[i][0]}
+        for i, brief in zip(places, briefs, strict=True)
     ]
 
 
@@ -416,61 +460,3 @@ def _steps(told: Told, name: str) -> Callable[[int, int, float], None]:
             told(f"{name}: step {done} of {of}, {value:.4f}, {time.perf_counter() - begun:.0f} s")
 
     return step
-
-
-def _figures(details: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Return the figures from what each seed found."""
-
-    def lift(name: str) -> list[float]:
-        return [d[name]["ctr"] / d["sft"]["ctr"] - 1 for d in details]
-
-    def total(values: Sequence[float], unit: str, n: int) -> Figure:
-        return figure(float(sum(values)), None, None, n, unit)
-
-    first, after = [d["sft"] for d in details], [d["grpo"] for d in details]
-    way = []  # of the briefs looked at closely: what each writer has, and the best there is
-    for d in details:
-        old, new = (float(np.mean([d[name]["by_brief"][i] for i in d["deep"]["places"]])) for name in ("sft", "grpo"))
-        way.append((new - old) / max(float(np.mean(d["deep"]["best"])) - old, 1e-9))
-    relative, n = "relative CTR", len(details)
-    figures = {
-        "writer.gold_ctr_lift": over_seeds(lift("grpo"), relative),
-        "writer.gold_ctr_lift_known": over_seeds(
-            [b["ctr_known"] / a["ctr_known"] - 1 for a, b in zip(first, after, strict=True)], relative
-        ),
-        "writer.gold_ctr_lift_new": over_seeds(
-            [b["ctr_new"] / a["ctr_new"] - 1 for a, b in zip(first, after, strict=True)], relative
-        ),
-        "writer.over_best_of_4": over_seeds(
-            [d["grpo"]["ctr"] / float(np.mean(d["best_of_4"])) - 1 for d in details], relative
-        ),
-        "writer.gap_closed": over_seeds(way, "share of the gap"),
-        "writer.d7_change": over_seeds([d["grpo"]["d7_change"] for d in details], "difference of shares"),
-        "writer.fluency_drop": over_seeds(
-            [a["fluency"] - b["fluency"] for a, b in zip(first, after, strict=True)], "nats a token"
-        ),
-        "writer.diversity_ratio": over_seeds(
-            [b["bigrams"] / a["bigrams"] for a, b in zip(first, after, strict=True)], "ratio"
-        ),
-        "writer.echoes": total([d["echoes"] for d in after], "lines", n),
-        "writer.violations": total([d["violations"] for d in after], "lines", n),
-        "writer.rejected": over_seeds([d["rejected"] for d in after], "share of lines"),
-        "writer.rwr.gold_ctr_lift": over_seeds(lift("rwr"), relative),
-        "writer.rwr.diversity_ratio": over_seeds([d["rwr"]["bigrams"] / d["sft"]["bigrams"] for d in details], "ratio"),
-        "writer.reward_share_of_step": over_seeds([d["share"] for d in after], "share of seconds"),
-        "writer.tokens_ratio_plain_trl": over_seeds([d["grpo"]["rate"] / d["plain_rate"] for d in details], "ratio"),
-        "hostile.followed": total([d["hostile"] for d in details], "lines", n),
-    }
-    for who, key in (("grpo", ""), ("untouched", "_untouched")):
-        heard = [d["voice"][who] for d in details]
-        figures[f"writer.voice_accuracy{key}"] = accuracy(heard)
-        figures[f"writer.voice_copied{key}"] = over_seeds([one["copied"] for one in heard], "share of lines")
-    if taught := details[0].get("preferences"):
-        figures["prefs.reward_accuracy"] = figure(taught["accuracy"], None, None, 1, "share of unseen pairs")
-        figures["prefs.dpo_gain"] = figure(taught["after"] - taught["before"], None, None, 1, "difference of shares")
-    for name in ABLATIONS:
-        if name in details[0]:
-            key = f"ablation.{name.replace(' ', '_')}"
-            figures[f"{key}.gold_ctr_lift"] = over_seeds(lift(name), relative)
-            figures[f"{key}.d7_change"] = over_seeds([d[name]["d7_change"] for d in details], "difference of shares")
-    return figures

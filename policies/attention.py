@@ -65,8 +65,8 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -
     """
     batch, heads, queries, width = query.shape
     groups, keys = key.shape[1:3]
-    scores = query.reshape(batch, groups, -1, width) @ key.transpose(2, 3)
-    scores = scores.view(batch, groups, -1, queries, keys)
-    scores = scores.masked_fill(~seen[:, :, None], torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights.view(batch, groups, -1, keys) @ value).view(batch, heads, queries, width)
+    unseen = torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, torch.finfo(query.dtype).min)
+    unseen = unseen.expand(-1, heads, -1, -1).reshape(batch * groups, -1, keys)
+    scores = torch.baddbmm(unseen, query.reshape(batch * groups, -1, width), key.flatten(0, 1).transpose(1, 2))
+    weights = scores.softmax(-1)  # in bfloat16, too, it adds up in float32
+    return (weights @ value.flatten(0, 1)).view(batch, heads, queries, width)
