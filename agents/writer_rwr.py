@@ -85,8 +85,9 @@ def rwr(
         gains, written, tokenizer = [*gains, gain], written + len(part) * config.lines, writer.tokenizer
         del writer, judge, reward  # their memory is needed, and the reward holds the judge
         told = {"gains": gains, "level": asdict(level), "written": written}
-        stage = Stage(run, "rwr" if number == rounds else f"rwr-{number}")
-        path, report = tune(stage, model, tokenizer, rows, own, resume, progress, told)
+        last = number == rounds
+        stage, whole = Stage(run, "rwr" if last else f"rwr-{number}"), config if last else own
+        path, report = tune(stage, model, tokenizer, rows, own, resume, progress, told, whole)
         model = str(path)
     return path, report
 

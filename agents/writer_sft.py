@@ -75,6 +75,7 @@ def tune(
     resume: bool,
     progress: Progress,
     told: dict[str, Any],
+    whole: TuneConfig | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Fine-tune a language model on briefs and their lines, in the order in which they come.
 
@@ -89,6 +90,7 @@ def tune(
         resume: Go on from the stage's checkpoint, if it has one.
         progress: Called after each step.
         told: What else the report tells.
+        whole: What is written down beside the model as its config, where ``config`` is of a part of the training.
 
     Returns:
         The model's directory and the report (``train.json``).
@@ -117,5 +119,5 @@ def tune(
         read_prompts_once(trainer)
         report = fine_tune(trainer, stage, agree, resume, progress)
         report |= {"stage": stage.name, "model": model, "seed": config.seed, **told}
-        write_stage(stage, trainer, model, config, report)
+        write_stage(stage, trainer, model, whole or config, report)
     return stage.out, report

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from hawker.agents.writer_config import RwrConfig, SftConfig
 from hawker.agents.writer_data import Assignment, LoggedLine
@@ -19,6 +18,7 @@ from hawker.agents.writer_sft import sft
 from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Writer
+from hawker.shop.config import load_config
 from hawker.shop.errors import InputError
 from hawker.shop.run import Run
 
@@ -218,8 +218,9 @@ def test_each_round_writes_for_briefs_of_its_own_with_what_the_last_has_learned(
     assert [each["steps"] for each in told] == [3, 2, 2]
     assert [each["model"] for each in told] == [str(fluent), str(stages[0]), str(stages[1])]
     assert told[-1]["gains"][:2] == told[1]["gains"]
-    kept = [yaml.safe_load((stage / "config.yaml").read_text())["novelty"] for stage in stages]
-    assert kept == [config.novelty, 2 * config.novelty, 3 * config.novelty]
+    kept = [load_config(RwrConfig, stage / "config.yaml") for stage in stages]
+    assert [each.novelty for each in kept[:2]] == [config.novelty, 2 * config.novelty]
+    assert kept[2] == config  # the whole, to be repeated
     rounds = list(dict.fromkeys(frozenset(items) for items in asked))
     assert [len(items) for items in rounds] == [1, 1, 1]
     assert len(frozenset.union(*rounds)) == 3
