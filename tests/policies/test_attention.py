@@ -44,6 +44,16 @@ def test_it_is_what_torch_computes_from_copied_keys(groups, shared, queries, bef
     )
 
 
+def test_in_bfloat16_it_adds_up_in_float32():
+    """Weights over 600 keys, each a two-hundredth of what bfloat16 can tell from 1, still add up to 1."""
+    query, key = torch.zeros(1, 2, 3, 4, dtype=torch.bfloat16), torch.zeros(1, 1, 600, 4, dtype=torch.bfloat16)
+    seen = torch.ones(1, 1, 3, 600, dtype=torch.bool)
+    seen[:, :, 0, 300:] = False
+    found = grouped_attention(query, key, torch.ones_like(key), seen)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), torch.ones(1, 2, 3, 4), atol=0.01, rtol=0)
+
+
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     """A model with two heads of keys for four of queries, of weights that a generator gives."""
