@@ -25,6 +25,7 @@ from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.leaderboard import METRICS, metrics
 from hawker.benchmarks.restocked import Restocked
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.policies.page_actor import LikeliestPages
 from hawker.shop.figures import Figure, figure
@@ -33,8 +34,6 @@ from hawker.simulators.bazaar import BazaarWorld
 from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.store import load_shoppers
-
-Told = Callable[[str], None]
 
 ARMS: tuple[Eyes, Eyes] = ("frozen", "tuned")
 """Through which eyes pages see items: those of the language model as it is, and as it was tuned."""

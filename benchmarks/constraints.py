@@ -10,7 +10,6 @@ promised, and what becomes of them in the gold world stands beside it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from hawker.agents.page_ppo import page_ppo
 from hawker.agents.settling import measure, settle
 from hawker.benchmarks.fidelity import finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.envs.page import STOREFRONT, Rules
 from hawker.envs.sb3 import StorefrontVecEnv
@@ -35,8 +35,6 @@ from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.reader import ReadWorld
 from hawker.simulators.store import FittedShoppers, load_shoppers
-
-Told = Callable[[str], None]
 
 _CPU = torch.device("cpu")
 

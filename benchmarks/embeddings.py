@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.leaderboard import keeper, learn_pages, metrics
 from hawker.benchmarks.restocked import Restocked, page_worth
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.shop.errors import InputError
 from hawker.shop.figures import Figure
@@ -43,8 +44,6 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import Proposer
 from hawker.simulators.store import FittedShoppers, load_shoppers
 from hawker.simulators.world import World
-
-Told = Callable[[str], None]
 
 LLM, TFIDF, BY_ID, NO_TEXT, HASHED = ENCODINGS = ("language model", "tfidf", "ids", "no text", "hashed")
 """How items are known: by a vector of their text beside category, price and provider, by these alone, or by nothing

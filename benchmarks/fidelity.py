@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hawker.benchmarks.fidelity_heads import happened, make_swaps, probe_ensembl
 from hawker.benchmarks.fidelity_history import expected_by_history
 from hawker.benchmarks.fidelity_texts import cold_items, copy_effects
 from hawker.benchmarks.fidelity_value import all_arms, evaluate, value_figures, visit_counts, visit_figures
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.policies.shopkeeper import Shopkeeper
 from hawker.shop.errors import InputError
@@ -37,8 +37,6 @@ from hawker.simulators.returning import ReturnConfig
 from hawker.simulators.rows import Rows, encode_log
 from hawker.simulators.shopper import HEADS
 from hawker.simulators.store import FittedShoppers, Role, load_shoppers
-
-Told = Callable[[str], None]
 
 LANGUAGE_MODEL = "smollm2-135m"
 """The encoder whose copy effects are reported beside the offline one's, where it has been fetched."""

@@ -7,7 +7,6 @@ more pages. PPO's arms show the likeliest of their pages. Every arm meets the sa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.rollout import Totals, rollout
+from hawker.benchmarks.side_by_side import Told, side_by_side
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.truth import TruthWorld
 from hawker.envs.page import STOREFRONT, Parts, Rules
@@ -42,9 +42,9 @@ from hawker.simulators.bazaar_parameters import load_bazaar
 from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import Proposer
 from hawker.simulators.store import FittedShoppers, load_shoppers, require_impressions
+from hawker.simulators.training import available_cores
 from hawker.simulators.world import World
 
-Told = Callable[[str], None]
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 CONTROL = "inert"
@@ -106,13 +106,16 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
         InputError: No seeds, a bad variant, or a fit that failed.
     """
     require_seeds(config.seeds, "leaderboard.seeds")
-    details: list[dict[str, Any]] = []
+    jobs = []
     for variant in config.variants:
         world = BazaarWorld(load_bazaar(variant), _CPU)
         for seed in config.seeds:
             told(f"{variant or 'base'}, seed {seed}")
-            arms = _one_seed(world, config, seed, told, control=variant == CONTROL)
-            details.append({"variant": variant or "base", "seed": seed, **arms})
+            logs = cached_logs(world, config.shoppers, config.days, seed, told)
+            shoppers = cached_fit(logs, replace(config.fit, seed=seed), told).shoppers
+            jobs.append(_Job(config, variant, seed, logs, shoppers))
+    with side_by_side(min(available_cores(), len(jobs)), told) as start:
+        details: list[dict[str, Any]] = [each.result() for each in [start(_one_seed, job) for job in jobs]]
     figures: dict[str, Figure] = {}
     table: dict[str, Any] = {}
     for variant in dict.fromkeys(detail["variant"] for detail in details):
@@ -127,9 +130,24 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
     return checked
 
 
-def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: Told, *, control: bool) -> dict[str, Any]:
-    logs = cached_logs(world, config.shoppers, config.days, seed, told)
-    fitted = load_shoppers(cached_fit(logs, replace(config.fit, seed=seed), told).shoppers, _CPU)
+@dataclass(frozen=True)
+class _Job:
+    """What is trained and judged on one log."""
+
+    config: LeaderboardConfig
+    variant: str | None
+    seed: int
+    logs: Path
+    shoppers: Path
+
+
+def _one_seed(job: _Job, to: Told) -> dict[str, Any]:
+    config, seed, logs, variant = job.config, job.seed, job.logs, job.variant or "base"
+
+    def told(line: str) -> None:
+        to(f"{variant}, seed {seed}: {line}")
+
+    world, fitted = BazaarWorld(load_bazaar(job.variant), _CPU), load_shoppers(job.shoppers, _CPU)
     lines = () if fitted.lines is None else fitted.lines.texts
     gold = read(fitted, world, config.reward)
     train = replace(config.train, seed=seed)
@@ -140,7 +158,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
         proxy = read(fitted, fitted.world("train", reward.doubts), config.reward)
         strategy, curves[name] = learn_pages(proxy, fitted, reward, train, config.horizon, told, name)
         contestants[name] = (gold, strategy)
-    if not control:  # there nothing moves retention: it would have nothing to show
+    if variant != CONTROL:  # there nothing moves retention: it would have nothing to show
         truth = TruthWorld(world, config.reward, lines)
         longer = replace(train, steps=train.steps * config.privileged)
         strategy, curves["privileged"] = learn_pages(
@@ -160,7 +178,7 @@ def _one_seed(world: BazaarWorld, config: LeaderboardConfig, seed: int, told: To
     for name, proposer in strategies.items():
         totals = rollout(judge, proposer, config.followed, config.horizon, _seeded(fresh(seed, 12)))
         judged[name] = float(totals.reward(config.reward.click, config.reward.conversion).mean())
-    return {"arms": arms, "judged": judged, "curves": curves}
+    return {"variant": variant, "seed": seed, "arms": arms, "judged": judged, "curves": curves}
 
 
 def _baselines(

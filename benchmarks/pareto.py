@@ -27,8 +27,9 @@ from hawker.benchmarks.fidelity import finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.leaderboard import QUICK as QUICK_LEADERBOARD
-from hawker.benchmarks.leaderboard import Floats, LeaderboardConfig, Told, keeper, learn_pages, metrics
+from hawker.benchmarks.leaderboard import Floats, LeaderboardConfig, keeper, learn_pages, metrics
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.shop.figures import Figure
 from hawker.shop.reward import RewardSpec

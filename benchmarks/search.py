@@ -21,8 +21,9 @@ from hawker.agents.page_world import read
 from hawker.benchmarks.bazaar import searching
 from hawker.benchmarks.fidelity import finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
-from hawker.benchmarks.leaderboard import METRICS, Told, keeper, learn_pages, metrics
+from hawker.benchmarks.leaderboard import METRICS, keeper, learn_pages, metrics
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.policies.shopkeeper import Habits
 from hawker.shop.decision import EMPTY

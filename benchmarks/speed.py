@@ -25,6 +25,7 @@ from hawker.agents.config import WHOLE_PAGES, TrainConfig
 from hawker.benchmarks.fidelity import QUICK as QUICK_FIDELITY
 from hawker.benchmarks.fidelity import FidelityConfig
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.speed_learning import Learning, learning_rates
 from hawker.envs.page import STOREFRONT
 from hawker.envs.storefront import Storefront
@@ -44,8 +45,6 @@ from hawker.simulators.shopper import Ensemble, ShopperModel
 from hawker.simulators.store import FIRST_ARCHITECTURE, FittedShoppers, load_shoppers
 from hawker.simulators.taste_classes import TasteClasses
 from hawker.simulators.world import World
-
-Told = Callable[[str], None]
 
 REWARD = RewardSpec(click=1.0, conversion=5.0, revenue=0.1, ad_income=1.0, return_visit=2.0, ad=0.1)
 """Every part of a reward is worked out."""

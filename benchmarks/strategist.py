@@ -32,6 +32,7 @@ from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.leaderboard import METRICS, metrics
 from hawker.benchmarks.rollout import rollout
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.policies.copy_bank import Candidate, CopyBank, build_bank
 from hawker.policies.guardrails import Guardrails
@@ -51,8 +52,6 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.diary import Proposer
 from hawker.simulators.store import FittedShoppers, load_shoppers
 from hawker.simulators.world import World
-
-Told = Callable[[str], None]
 
 _CPU = torch.device("cpu")
 

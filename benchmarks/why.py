@@ -10,7 +10,6 @@ there is none, its slot, the offer, a line of copy.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from hawker.agents.page_world import read
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.leaderboard import learn_pages
+from hawker.benchmarks.side_by_side import Told
 from hawker.benchmarks.signal import require_seeds
 from hawker.policies.page_actor import PageStrategy
 from hawker.policies.page_reasons import PARTS, PageReasons, Pages, picks_of
@@ -38,7 +38,6 @@ from hawker.simulators.config import FitConfig
 from hawker.simulators.store import load_shoppers
 from hawker.simulators.world import World
 
-Told = Callable[[str], None]
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
