@@ -18,13 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hawker.agents.lora import fuse_adapters
-from hawker.policies.prefix import go_on, goes_on, placed, read_once
+from hawker.policies.prefix import AT_ONCE, go_on, goes_on, placed, read_once
 
 IGNORED = -100
 """The label of a token that is not scored."""
-
-AT_ONCE = 8
-"""Rows of logits that are looked at at once: 2 MB of them, where words are 50,000."""
 
 
 def read_prompts_once(trainer: Any, temperature: float = 1.0) -> None:

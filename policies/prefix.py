@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hawker.policies.attention import Prompts, attends_grouped
+
 FEWER = 0.75
 """Share of the rows from which on down those that have ended are taken out of the cache: doing it copies the rest."""
 
+
+AT_ONCE = 8
+"""Rows of probabilities of all tokens that are looked at at once on a CPU: 2 MB of them, where tokens are 50,000."""
 
 SHARED = 16
 """Tokens that all prompts must begin with to be read once for all of them: one more step has its own cost."""
@@ -46,14 +52,40 @@ def read_once(model: Any, ids: Tensor, mask: Tensor) -> Any:
         ids: Tokens, padded on the left, shape (n, width), width at least 1.
         mask: 1 where there is a token, 0 where there is padding, shape (n, width).
     """
-    _, owner = torch.unique(ids.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
-    first = torch.full_like(owner, len(owner)).scatter_reduce(0, owner, torch.arange(len(owner)).to(owner), "amin")
-    first, order = first[: int(owner.max()) + 1].sort()  # in the order in which they come, which is not that of unique
-    owner = order.argsort()[owner]
+    first, owner = _distinct(ids, mask)
     cache = _read(model, ids[first], mask[first])
     if len(first) < len(owner):
         cache.batch_select_indices(owner)
     return cache
+
+
+def _distinct(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of n texts come first of those that are the same (P,), and for each text which of them it is."""
+    _, owner = torch.unique(ids.masked_fill(mask == 0, -1), dim=0, return_inverse=True)
+    first = torch.full_like(owner, len(owner)).scatter_reduce(0, owner, torch.arange(len(owner)).to(owner), "amin")
+    first, order = first[: int(owner.max()) + 1].sort()  # in the order in which they come, which is not that of unique
+    return first, order.argsort()[owner]
+
+
+def _fork(model: Any, ids: Tensor, mask: Tensor) -> tuple[Any, Prompts | None]:
+    """Read n texts, and return a cache to go on from, of what rows read from here on, and what stands before it.
+
+    Where a model cannot look at both, the cache holds all, and nothing stands before it.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    first, owner = _distinct(ids, mask)
+    cache = _read(model, ids[first], mask[first])
+    if len(first) == len(owner):
+        return cache, None
+    if (
+        ids.device.type == "cpu"
+        and attends_grouped(model)
+        and all(type(layer) is DynamicLayer for layer in cache.layers)
+    ):
+        return DynamicCache(), Prompts([(layer.keys, layer.values) for layer in cache.layers], mask[first] > 0, owner)
+    cache.batch_select_indices(owner)
+    return cache, None
 
 
 def _read(model: Any, ids: Tensor, mask: Tensor) -> Any:
@@ -147,15 +179,18 @@ def go_on(
     Raises:
         RuntimeError: The model's probabilities are not finite.
     """
-    cache, token = read_once(model, ids[:, :-1], mask[:, :-1]), ids[:, -1:]
+    (cache, prompts), token = _fork(model, ids[:, :-1], mask[:, :-1]), ids[:, -1:]
     row, open_, stop = list(range(len(ids))), torch.ones_like(ids[:, 0], dtype=torch.bool), torch.tensor(list(ends))
     said: list[list[int]] = [[] for _ in row]
+    read = 0 if prompts is None else ids.shape[1] - 1  # tokens that the cache does not hold
     for _ in range(most):
         every_token()
         place = {name: places[:, -1:] for name, places in placed(model, mask).items()}
-        answer = model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True, **place)
-        logits = answer.logits[:, -1].float()
-        token = _drawn((logits / temperature).softmax(1)) if temperature else logits.argmax(1, keepdim=True)
+        with nullcontext() if prompts is None else prompts.at_hand():
+            answer = model(
+                input_ids=token, attention_mask=mask[:, read:], past_key_values=cache, use_cache=True, **place
+            )
+        token = _next(answer.logits[:, -1], temperature)
         for owner, drawn, still in zip(row, token[:, 0].tolist(), open_.tolist(), strict=True):
             if still:
                 said[owner].append(drawn)
@@ -168,7 +203,17 @@ def go_on(
         if left <= FEWER * len(row):
             kept = open_.nonzero()[:, 0]
             cache.batch_select_indices(kept)
+            if prompts is not None:
+                prompts.keep(kept)
             row, open_ = [row[i] for i in kept.tolist()], open_[kept]
             token, mask = token[kept], mask[kept]
         mask = torch.cat([mask, torch.ones_like(token)], 1)
     return said
+
+
+def _next(logits: Tensor, temperature: float) -> Tensor:
+    """Return a token for each row of logits (n, V), (n, 1); on a CPU a few rows at once, which its own memory holds."""
+    if not temperature:
+        return logits.argmax(1, keepdim=True)
+    rows = AT_ONCE if logits.device.type == "cpu" else len(logits)
+    return torch.cat([_drawn((some.float() / temperature).softmax(1)) for some in logits.split(rows)])

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hawker.policies.attention import NAME, grouped_attention, use_grouped
+from hawker.policies.attention import NAME, Prompts, grouped_attention, use_grouped
 
 
 @given(
@@ -52,6 +52,42 @@ def test_in_bfloat16_it_adds_up_in_float32():
     found = grouped_attention(query, key, torch.ones_like(key), seen)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), torch.ones(1, 2, 3, 4), atol=0.01, rtol=0)
+
+
+@given(
+    owner=st.lists(st.integers(0, 2), min_size=1, max_size=7),
+    groups=st.integers(1, 2),
+    shared=st.integers(1, 3),
+    own=st.integers(1, 3),
+    kept=st.sets(st.integers(0, 6), min_size=1),
+    seed=st.integers(0, 99),
+)
+def test_rows_see_their_prompts_as_if_each_had_a_copy(owner, groups, shared, own, kept, seed):
+    """Prompts of five tokens, the second padded, with any number of rows each; some rows are dropped."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    n, rows = len(owner), torch.tensor(owner)
+    keys, values = drawn(3, groups, 5, 4), drawn(3, groups, 5, 4)
+    query, key, value = drawn(n, groups * shared, 1, 4), drawn(n, groups, own, 4), drawn(n, groups, own, 4)
+    seen = torch.ones(3, 5, dtype=torch.bool)
+    seen[1, :2] = False
+    prompts = Prompts([(keys, values)], seen, rows)
+    wanted = scaled_dot_product_attention(
+        query,
+        *(
+            torch.cat([read[rows], said], 2).repeat_interleave(shared, 1)
+            for read, said in ((keys, key), (values, value))
+        ),
+        attn_mask=torch.cat([seen[rows], torch.ones(n, own, dtype=torch.bool)], 1)[:, None, None],
+        scale=1.0,
+    ).transpose(1, 2)
+    torch.testing.assert_close(prompts.attend(0, query, key, value), wanted)
+    some = torch.tensor(sorted(i for i in kept if i < n) or [0])
+    prompts.keep(some)
+    torch.testing.assert_close(prompts.attend(0, query[some], key[some], value[some]), wanted[some])
 
 
 @pytest.fixture

@@ -142,6 +142,31 @@ def test_what_follows_is_what_the_model_generates(model):
     assert len({len(tokens) for tokens in said}) > 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_lines_of_one_prompt_go_on_from_what_is_there_once(model, monkeypatch: pytest.MonkeyPatch, temperature: float):
+    """What is said is what is said where each line has its own copy, and lines that end are taken out."""
+    ids, mask = alike()
+    ids, mask, rows = ids.repeat_interleave(3, 0), mask.repeat_interleave(3, 0), []
+    ends = list({said[1] for said in go_on(model, ids, mask, 2, 0.0, [])[:6]} | set(range(5, 90)))  # some end early
+    plain = model.forward
+
+    def watched(**told: Any) -> Any:
+        rows.append((len(told["input_ids"]), told["attention_mask"].shape[1]))
+        return plain(**told)
+
+    found = []
+    for once in (True, False):
+        monkeypatch.setattr(prefix, "attends_grouped", lambda model, once=once: once)
+        with torch.random.fork_rng(), monkeypatch.context() as patch:
+            torch.manual_seed(3)
+            patch.setattr(model, "forward", watched)
+            found.append(go_on(model, ids, mask, 8, temperature, ends))
+    assert found[0] == found[1]
+    assert rows[0] == (15, 1)  # of its own a line has read its last token alone
+    assert rows[len(rows) // 2] == (15, 30)
+    assert min(rows)[0] < 15
+
+
 def test_draws_follow_the_models_probabilities_without_what_is_rare(model):
     ids, mask = batch()
     ids, mask = ids[:1].expand(20_000, -1), mask[:1].expand(20_000, -1)
