@@ -50,7 +50,9 @@ def run_signal(
 def run_fidelity(
     variant: str | None, seeds: tuple[int, ...], quick: bool, page: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run ``hawker bench fidelity``; ``quick`` replaces sizes and all seeds but the first, ``page`` gets the HTML.
+    """Run ``hawker bench fidelity``; ``quick`` replaces sizes and all seeds but the first.
+
+    ``page`` is where its charts are to go, looked at before anything is run.
 
     Raises:
         InputError: The variant or the seeds cannot be used, or there is no plotly for the page.
@@ -62,12 +64,7 @@ def run_fidelity(
     options = ["--quick"] if quick else []
     options += ["--variant", variant] if variant else []
     command = shlex.join(["hawker", "bench", "fidelity", *options, "--seeds", *map(str, config.seeds)])
-    report = {**report, "machine": machine(threads), "command": command}
-    if page is not None:
-        from hawker.app.fidelity_page import write_page
-
-        write_page(report, page)
-    return report
+    return {**report, "machine": machine(threads), "command": command}
 
 
 def run_speed(shoppers: Path | None, quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -110,7 +107,9 @@ def run_leaderboard(
 def run_pareto(
     seeds: tuple[int, ...], steps: int | None, quick: bool, page: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run ``hawker bench pareto``; ``quick`` replaces sizes and all seeds but the first, ``page`` gets the HTML.
+    """Run ``hawker bench pareto``; ``quick`` replaces sizes and all seeds but the first.
+
+    ``page`` is where its charts are to go, looked at before anything is run.
 
     Without ``steps`` each strategy learns from as many pages as the benchmark's config says.
 
@@ -128,12 +127,7 @@ def run_pareto(
     report = pareto.bench_pareto(config, progress)
     size = [*(["--quick"] if quick else []), "--steps", str(config.train.steps)]
     command = shlex.join(["hawker", "bench", "pareto", *size, "--seeds", *map(str, config.seeds)])
-    report = {**report, "machine": machine(threads), "command": command}
-    if page is not None:
-        from hawker.app.pareto_page import write_page
-
-        write_page(report, page)
-    return report
+    return {**report, "machine": machine(threads), "command": command}
 
 
 def run_constraints(seeds: tuple[int, ...], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -189,12 +183,7 @@ def run_writer(
     report = writer.bench_writer(replace(config, model=model), progress, ablations=ablations, keep=keep)
     options = [*(["--quick"] if quick else []), *(["--ablations"] if ablations else []), "--model", model]
     command = shlex.join(["hawker", "bench", "writer", *options, "--seeds", *map(str, config.seeds)])
-    report = {**report, "machine": machine(threads), "command": command}
-    if page is not None:
-        from hawker.app.writer_page import write_page
-
-        write_page(report, page)
-    return report
+    return {**report, "machine": machine(threads), "command": command}
 
 
 def run_strategist(

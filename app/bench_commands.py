@@ -70,6 +70,10 @@ class BenchFidelity:
         for note in report["notes"]:
             console().print(f"- {note}")
         write_report(self.json, report)
+        if self.html is not None:
+            from hawker.app.fidelity_page import write_page
+
+            write_page(report, self.html)
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,10 @@ class BenchPareto:
         for note in report["notes"]:
             console().print(f"- {note}")
         write_report(self.json, report)
+        if self.html is not None:
+            from hawker.app.pareto_page import write_page
+
+            write_page(report, self.html)
 
 
 @dataclass(frozen=True)
@@ -230,6 +238,10 @@ class BenchWriter:
             console().print(f"- {sample['item']}: {sample['before']} -> {sample['after']}", markup=False)
         console().print(figure_table("The writer", report["figures"]))
         write_report(self.json, report)
+        if self.html is not None:
+            from hawker.app.writer_page import write_page
+
+            write_page(report, self.html)
 
 
 @dataclass(frozen=True)

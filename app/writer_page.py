@@ -64,7 +64,7 @@ def gain_chart(report: dict[str, Any], title: str) -> go.Figure:
             chart.add_scatter(
                 x=[None if point["kl"] is None else math.sqrt(point["kl"]) for point in points],
                 y=[point[key] - points[0][key] for point in points],
-                text=[f"step {point['step']}" for point in points],
+                text=[f"step {at}" if isinstance(at := point["at"], int) else at for point in points],
                 mode="lines+markers",
                 name=name,
                 marker={"color": colour},

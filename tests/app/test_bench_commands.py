@@ -4,8 +4,17 @@ from typing import Any
 
 import pytest
 
-from hawker.app.bench_commands import BENCHES, BenchBackbone, BenchEmbeddings, BenchPareto, BenchSpeed
+from hawker.app.bench_commands import (
+    BENCHES,
+    BenchBackbone,
+    BenchEmbeddings,
+    BenchFidelity,
+    BenchPareto,
+    BenchSpeed,
+    BenchWriter,
+)
 from hawker.app.commands import COMMANDS
+from hawker.shop.errors import InputError
 from hawker.shop.figures import figure
 
 
@@ -47,6 +56,27 @@ def test_a_sweep_prints_its_front_and_what_it_costs(
     assert "yes" in printed
     assert "20.000%  [19.000%, 21.000%]" in printed
     assert "- one point costs 3%" in printed
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [(BenchFidelity, "fidelity"), (BenchPareto, "pareto"), (BenchWriter, "writer")]
+)
+def test_the_report_is_there_before_its_page_is_drawn(
+    command: Any, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """What took an hour and more is not lost where drawing fails."""
+    path, page = tmp_path / "report.json", tmp_path / "page.html"
+    arm = {"front": True, "front_seeds": 1, "gold": {}}
+    report = {"figures": {}, "arms": {"any": arm}, "notes": [], "samples": []}
+
+    def fails(told: Any, where: Path) -> None:
+        assert (json.loads(path.read_text()), told, where) == (report, report, page)
+        raise InputError("cannot be drawn")
+
+    monkeypatch.setattr(f"hawker.app.bench.run_{kind}", lambda *asked: report)
+    monkeypatch.setattr(f"hawker.app.{kind}_page.write_page", fails)
+    with pytest.raises(InputError, match="cannot be drawn"):
+        command(html=page, json=path).run()
 
 
 def test_encodings_are_told_pool_by_pool_and_a_tie_as_a_tie(

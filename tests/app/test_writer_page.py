@@ -9,17 +9,17 @@ from hawker.shop.figures import figure
 
 
 def report() -> dict:
-    def point(step: int, kl: float | None, value: float) -> dict:
+    def point(at: str | int, kl: float | None, value: float) -> dict:
         names = ("proxy", "proxy_click", "gold", "gold_click")
-        return {"step": step, "kl": kl, **{name: value * (i + 1) for i, name in enumerate(names)}}
+        return {"at": at, "kl": kl, **{name: value * (i + 1) for i, name in enumerate(names)}}
 
     return {
         "figures": {"writer.gold_ctr_lift": figure(0.25, None, None, 1, "relative CTR")},
         "seeds": [1, 2],
         "samples": [{"item": "Tea <pot>", "audience": "new", "before": "a & b", "after": "for you"}],
         "details": [
-            {"points": [point(0, 0.0, 0.1), point(4, 0.25, 0.2), point(8, 1.0, 0.4)]},
-            {"points": [point(0, 0.0, 0.1), point(8, None, 0.3)]},
+            {"points": [point("sft", 0.0, 0.1), point(4, 0.25, 0.2), point("grpo", 1.0, 0.4)]},
+            {"points": [point("sft", 0.0, 0.1), point("grpo", None, 0.3)]},
         ],
     }
 
@@ -39,6 +39,7 @@ def test_gains_are_over_the_first_writer_and_the_root_of_kl():
     assert [trace.name for trace in chart.data] == ["learned shoppers"] * 2 + ["gold"] * 2
     assert [trace.showlegend for trace in chart.data] == [True, False] * 2
     assert list(chart.data[0].x) == [0.0, 0.5, 1.0]
+    assert list(chart.data[0].text) == ["sft", "step 4", "grpo"]
     assert list(chart.data[0].y) == pytest.approx([0.0, 0.1, 0.3])
     assert list(chart.data[2].y) == pytest.approx([0.0, 0.3, 0.9])
     assert list(chart.data[1].x) == [0.0, None]

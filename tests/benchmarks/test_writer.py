@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hawker.agents.writer_config import SftConfig
+from hawker.app.writer_page import write_page
 from hawker.benchmarks import writer
 from hawker.benchmarks.bazaar import logging_strategy
 from hawker.benchmarks.fidelity_artefacts import Fit
@@ -103,3 +104,6 @@ def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert all({"proxy", "proxy_click", "gold", "gold_click"} < set(point) for point in points)
     assert figures["writer.voice_accuracy"]["n"] > 0
     assert any(line.startswith("seed 31: grpo: gold CTR") for line in told)
+    page = made / "writer.html"
+    write_page(report, page)
+    assert "step 2" in page.read_text()
