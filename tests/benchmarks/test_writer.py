@@ -106,4 +106,4 @@ def test_the_whole_of_it_in_small(made: Path, monkeypatch: pytest.MonkeyPatch):
     assert any(line.startswith("seed 31: grpo: gold CTR") for line in told)
     page = made / "writer.html"
     write_page(report, page)
-    assert "step 2" in page.read_text()
+    assert '"sft","rwr","step 1","grpo"' in page.read_text(), "its points by name"
