@@ -44,14 +44,16 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
+    said: Tensor
     if layer.disable_adapters or layer.merged:
-        return layer.base_layer(x)  # type: ignore[no-any-return]  # peft has no types
+        said = layer.base_layer(x)
+        return said
     (name,) = layer.active_adapters
     base, small = layer.base_layer, (layer.lora_A[name].weight, layer.lora_B[name].weight)
     down, up = (each.to(base.weight.dtype) for each in small)
     flat = x.to(base.weight.dtype).reshape(-1, x.shape[-1])
     apply: Any = _Adapted.apply  # which is untyped
-    said: Tensor = apply(flat, base.weight, base.bias, down, up * layer.scaling[name])
+    said = apply(flat, base.weight, base.bias, down, up * layer.scaling[name])
     return said.view(*x.shape[:-1], -1)
 
 

@@ -25,7 +25,7 @@ from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.fidelity_cohort import LOGGED
 from hawker.benchmarks.rollout import Totals, rollout
-from hawker.benchmarks.side_by_side import Told, side_by_side
+from hawker.benchmarks.side_by_side import Told, gathered, side_by_side
 from hawker.benchmarks.signal import over_seeds, require_seeds
 from hawker.benchmarks.truth import TruthWorld
 from hawker.envs.page import STOREFRONT, Parts, Rules
@@ -115,7 +115,7 @@ def bench_leaderboard(config: LeaderboardConfig, told: Told) -> dict[str, Any]:
             shoppers = cached_fit(logs, replace(config.fit, seed=seed), told).shoppers
             jobs.append(_Job(config, variant, seed, logs, shoppers))
     with side_by_side(min(available_cores(), len(jobs)), told) as start:
-        details: list[dict[str, Any]] = [each.result() for each in [start(_one_seed, job) for job in jobs]]
+        details: list[dict[str, Any]] = gathered([start(_one_seed, job) for job in jobs])
     figures: dict[str, Figure] = {}
     table: dict[str, Any] = {}
     for variant in dict.fromkeys(detail["variant"] for detail in details):

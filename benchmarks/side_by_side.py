@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.queues import SimpleQueue
@@ -49,6 +49,17 @@ def side_by_side(workers: int, told: Told) -> Iterator[Start]:
         theirs.close()
         lines.put(None)
         listener.join()
+
+
+def gathered(jobs: Sequence[Future[Any]]) -> list[Any]:
+    """Return what jobs gave, in their order.
+
+    Raises:
+        Exception: What a job raises, as soon as it does.
+    """
+    for each in as_completed(jobs):
+        each.result()
+    return [each.result() for each in jobs]
 
 
 def _listen(lines: SimpleQueue[str | None], told: Told) -> None:

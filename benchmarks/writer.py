@@ -32,7 +32,7 @@ from hawker.benchmarks.copy_judgement import gold_moments, live_with
 from hawker.benchmarks.fidelity import FidelityConfig, finite, fresh
 from hawker.benchmarks.fidelity_artefacts import cached_fit, cached_logs
 from hawker.benchmarks.hostile import hostile_briefs, hostile_items, obeyed
-from hawker.benchmarks.side_by_side import Told, side_by_side
+from hawker.benchmarks.side_by_side import Told, gathered, side_by_side
 from hawker.benchmarks.signal import require_seeds
 from hawker.benchmarks.writer_copy import distinct_bigrams, echoes, fluency, ship
 from hawker.benchmarks.writer_curve import Quarters, along, quarter
@@ -44,6 +44,7 @@ from hawker.benchmarks.writer_voice import tell_apart, voice_lines
 from hawker.policies.briefs import Brief
 from hawker.policies.guardrails import Guardrails
 from hawker.policies.writer import Writer
+from hawker.shop.audiences import Audiences
 from hawker.shop.devices import resolve_device
 from hawker.shop.logs import read_logs
 from hawker.shop.models import find_model
@@ -187,11 +188,12 @@ def bench_writer(
             for job, each in zip(jobs, tuned, strict=True):
                 each.result()
                 optimised.append(start(_optimise, job))  # the longest part, as early as may be
-            taught = start(_preferences, jobs[0]) if config.preferences else None
+            taught = [start(_preferences, jobs[0])] if config.preferences else []
             first = [start(_judge_first, job) for job in jobs]
+            gathered([*optimised, *taught, *first])
             details = [_joined(one.result(), two.result()) for one, two in zip(first, optimised, strict=True)]
-            if taught is not None:
-                details[0]["preferences"] = taught.result()
+            if taught:
+                details[0]["preferences"] = taught[0].result()
     report = {"figures": figures_of(details), "seeds": list(config.seeds), "samples": details[0].pop("samples")}
     checked: dict[str, Any] = finite(report | {"details": details})
     return checked
@@ -258,11 +260,12 @@ def _teller(seed: int, told: Told) -> Told:
 
 def _tune(job: _Job, to: Told) -> None:
     """Tune the first writer on a log."""
-    ground, config, told = _Ground.of(job), job.config, _teller(job.seed, to)
-    label = list(ground.shop.reward.audiences.label(ground.rows, ground.table))
-    lines = logged_lines(ground.rows, ground.table, config.surface, label)
-    tune = replace(config.sft, seed=job.seed)
-    sft(Run(job.kept), config.model, lines, ground.shop.guardrails, tune, True, _steps(told, "sft"))
+    config, guardrails = job.config, Guardrails.load()
+    table, rows = read_logs(job.logs).items, load_shoppers(job.shoppers, _CPU).read_part("train")
+    assert table is not None
+    lines = logged_lines(rows, table, config.surface, list(Audiences.fit(rows, table).label(rows, table)))
+    progress = _steps(_teller(job.seed, to), "sft")
+    sft(Run(job.kept), config.model, lines, guardrails, replace(config.sft, seed=job.seed), True, progress)
 
 
 def _tuned(job: _Job) -> Path:

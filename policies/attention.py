@@ -47,11 +47,13 @@ def _forward(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if (prompts := _PROMPTS.get()) is not None:
-        return prompts.attend(module.layer_idx, query * options["scaling"], key, value), None
     shared = query.device.type == "cpu" and query.shape[2] > 1 and query.shape[1] > key.shape[1]
     plain = not options.get("dropout") and options.get("scaling") is not None
     plain &= all(options.get(name) is None for name in ("position_bias", "cache", "softcap"))
+    if (prompts := _PROMPTS.get()) is not None:
+        if not plain:
+            raise NotImplementedError(f"attention to prompts that rows share, with {sorted(options)}")
+        return prompts.attend(module.layer_idx, query * options["scaling"], key, value), None
     seen = attention_mask
     if not (shared and plain) or seen is None or seen.dtype != torch.bool or seen.shape[1] != 1:
         found, none = sdpa_attention_forward(module, query, key, value, seen, **options)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hawker.agents import writer_rwr
 from hawker.agents.writer_config import RwrConfig, SftConfig
 from hawker.agents.writer_data import Assignment, LoggedLine
 from hawker.agents.writer_rwr import draw_best, rwr
@@ -202,8 +203,16 @@ def test_refused(fluent: Path, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_each_round_writes_for_briefs_of_its_own_with_what_the_last_has_learned(fluent: Path, tmp_path: Path):
-    asked = list[list[str]]()
+def test_each_round_writes_for_briefs_of_its_own_with_what_the_last_has_learned(
+    fluent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, drew = list[list[str]](), list[RwrConfig]()
+
+    def watched(worth: Any, pairs: Any, config: RwrConfig, generator: np.random.Generator) -> Any:
+        drew.append(config)
+        return draw_best(worth, pairs, config, generator)
+
+    monkeypatch.setattr(writer_rwr, "draw_best", watched)
 
     def listening(items: Sequence[str], audiences: Any, discounts: Any, lines: Sequence[str]) -> Any:
         asked.append(list(items))
@@ -219,7 +228,8 @@ def test_each_round_writes_for_briefs_of_its_own_with_what_the_last_has_learned(
     assert [each["model"] for each in told] == [str(fluent), str(stages[0]), str(stages[1])]
     assert told[-1]["gains"][:2] == told[1]["gains"]
     kept = [load_config(RwrConfig, stage / "config.yaml") for stage in stages]
-    assert [each.novelty for each in kept[:2]] == [config.novelty, 2 * config.novelty]
+    assert [each.novelty for each in drew] == [config.novelty, 2 * config.novelty, 3 * config.novelty]
+    assert kept[:2] == drew[:2]
     assert kept[2] == config  # the whole, to be repeated
     rounds = list(dict.fromkeys(frozenset(items) for items in asked))
     assert [len(items) for items in rounds] == [1, 1, 1]

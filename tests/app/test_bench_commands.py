@@ -79,6 +79,13 @@ def test_the_report_is_there_before_its_page_is_drawn(
         command(html=page, json=path).run()
 
 
+def test_the_writers_page_is_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    report = {"figures": {}, "seeds": [4], "samples": [], "details": []}
+    monkeypatch.setattr("hawker.app.bench.run_writer", lambda *asked: report)
+    BenchWriter(html=tmp_path / "page.html").run()
+    assert "The writer" in (tmp_path / "page.html").read_text()
+
+
 def test_encodings_are_told_pool_by_pool_and_a_tie_as_a_tie(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from hawker.benchmarks.side_by_side import side_by_side
+from hawker.benchmarks.side_by_side import gathered, side_by_side
 from hawker.shop.errors import InputError
 
 JOBS = """
@@ -41,7 +41,7 @@ def test_jobs_return_and_tell_from_processes_with_one_thread(jobs: ModuleType):
     told: list[str] = []
     with side_by_side(2, told.append) as start:
         found = [start(jobs.square, number) for number in range(4)]
-        results = [each.result() for each in found]
+        results = gathered(found)
     assert [number for number, _, _ in results] == [0, 1, 4, 9]
     assert os.getpid() not in {process for _, process, _ in results}
     assert {threads for _, _, threads in results} == {1}
@@ -49,13 +49,13 @@ def test_jobs_return_and_tell_from_processes_with_one_thread(jobs: ModuleType):
 
 
 def fail_beside(jobs: ModuleType, started: Path) -> None:
-    """Start a job that takes its time, and another that raises."""
+    """Start a job that takes its time, and another, later in order, that raises."""
     with side_by_side(2, print) as start:
-        start(jobs.dawdle, started)
+        slow = start(jobs.dawdle, started)
         late = time.monotonic() + 60
         while (not started.exists() or not started.read_text()) and time.monotonic() < late:
             time.sleep(0.05)
-        start(jobs.refuse).result()
+        gathered([slow, start(jobs.refuse)])
 
 
 def test_a_failure_is_the_jobs_own_and_ends_the_others(jobs: ModuleType, tmp_path: Path):

@@ -165,3 +165,18 @@ def test_a_model_that_attends_otherwise_is_left_alone_and_nothing_of_it_is_saved
     eager = LlamaForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     use_grouped(eager)
     assert eager.config._attn_implementation == "eager"
+
+
+def test_prompts_that_rows_share_are_not_for_attention_that_asks_for_more(model):
+    use_grouped(model)
+    prompts = Prompts(
+        [(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8))], torch.ones(1, 3).bool(), torch.zeros(2).long()
+    )
+    with prompts.at_hand(), pytest.raises(NotImplementedError, match="softcap"):
+        ALL_ATTENTION_FUNCTIONS[NAME](
+            model.model.layers[0].self_attn,
+            *(torch.zeros(2, heads, 1, 8) for heads in (4, 2, 2)),
+            None,
+            scaling=1.0,
+            softcap=5.0,
+        )
